@@ -1,0 +1,13 @@
+//! What happened, provably. An entry is canonical bytes ([`entry`]); entries are leaves of an RFC 6962 Merkle tree
+//! ([`tree`]); a signed checkpoint fixes the tree at a size ([`checkpoint`]). All of it is pure, so that the store, the
+//! admin tool and an offline verifier compute the same.
+
+pub mod checkpoint;
+pub mod entry;
+pub mod tree;
+
+pub use checkpoint::{Checkpoint, CheckpointError, SignedCheckpoint};
+pub use entry::{ActionKind, AuditEntry, AuditObject, Outcome, Principal, PrincipalKind};
+pub use tree::{
+    Frontier, Hash, consistency_proof, inclusion_proof, leaf_hash, root_hash, verify_consistency, verify_inclusion,
+};

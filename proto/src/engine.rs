@@ -1,0 +1,370 @@
+//! The conversation between the daemon and the engine. Every message carries the tag of the work it belongs to; many
+//! works share one connection. Adapters and checkpoints travel as an announcement followed by chunks with the same tag.
+//!
+//! The engine begins with [`FromEngineBody::Hello`] (tag 0). For each tag the daemon opens, the engine answers with
+//! exactly one *last* message: see [`FromEngineBody::is_last`].
+
+use crate::admin::bytes;
+use crate::chat::{ChatRole, FinishReason};
+use crate::ids::{AdapterId, JobId};
+use crate::record::Domain;
+use crate::report::{TrainProgress, TrainReport};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Most generations waiting or running in the engine at once.
+pub const MAX_GENERATIONS: usize = 64;
+/// Largest adapter or checkpoint.
+pub const MAX_BLOB_BYTES: u64 = 4 * 1024 * 1024 * 1024;
+/// Most examples of one job.
+pub const MAX_EXAMPLES: usize = 1_000_000;
+
+/// From the daemon to the engine.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ToEngine {
+    /// Which work; chosen by the daemon, never 0, never used twice on a connection.
+    pub tag: u64,
+    /// What.
+    pub body: ToEngineBody,
+}
+
+/// What the daemon asks.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToEngineBody {
+    /// Load base weights from a read-only file.
+    LoadBase {
+        /// Path as the engine sees it.
+        path: String,
+        /// SHA-256 the file must have.
+        sha256: [u8; 32],
+    },
+    /// Take an adapter generation into memory. Chunks follow.
+    PutAdapter {
+        /// Its name from now on.
+        adapter: AdapterId,
+        /// The bytes that follow.
+        blob: BlobHead,
+    },
+    /// Forget an adapter generation; answers under way keep it until they end.
+    DropAdapter {
+        /// Which.
+        adapter: AdapterId,
+    },
+    /// Answer a conversation.
+    Generate(GenerateSpec),
+    /// End the work of this tag within one step.
+    Cancel,
+    /// Train. [`ToEngineBody::Examples`] follow, then [`ToEngineBody::Resume`] and its chunks when there is a
+    /// checkpoint, then [`ToEngineBody::Go`].
+    Train(TrainSpec),
+    /// Measure the loss of held-out examples. Examples follow, then [`ToEngineBody::Go`].
+    Evaluate {
+        /// With which generation; the plain base model when absent.
+        adapter: Option<AdapterId>,
+        /// Longest sequence in tokens.
+        seq_len: u32,
+    },
+    /// More examples of a job.
+    Examples(Vec<Example>),
+    /// A checkpoint to go on from. Chunks follow.
+    Resume {
+        /// The bytes that follow.
+        blob: BlobHead,
+    },
+    /// Everything has been sent; begin.
+    Go,
+    /// Part of an announced thing.
+    Chunk(#[serde(with = "bytes")] Vec<u8>),
+    /// How the engine is.
+    Status,
+}
+
+/// What an announced thing will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobHead {
+    /// Its size, at most [`MAX_BLOB_BYTES`].
+    pub bytes: u64,
+    /// Its BLAKE3 digest.
+    pub blake3: [u8; 32],
+}
+
+/// From the engine to the daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct FromEngine {
+    /// The tag of the work, 0 for the engine itself.
+    pub tag: u64,
+    /// What.
+    pub body: FromEngineBody,
+}
+
+/// What the engine says.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromEngineBody {
+    /// First message of a connection.
+    Hello {
+        /// Release of the engine.
+        version: String,
+        /// Device, in words.
+        device: String,
+    },
+    /// The base model is in memory.
+    BaseLoaded(BaseModel),
+    /// The adapter is in memory.
+    AdapterReady,
+    /// The adapter is gone.
+    AdapterDropped,
+    /// One more token of an answer.
+    Token {
+        /// Position in the answer, from 0.
+        index: u32,
+        /// Text that became complete with it; may be empty inside a character.
+        text: String,
+    },
+    /// The answer is complete.
+    Finished(Finished),
+    /// Training goes on.
+    Progress(TrainProgress),
+    /// A checkpoint. Chunks follow.
+    Checkpoint {
+        /// Steps taken.
+        step: u32,
+        /// The bytes that follow.
+        blob: BlobHead,
+    },
+    /// Part of an announced checkpoint or adapter.
+    Chunk(#[serde(with = "bytes")] Vec<u8>),
+    /// Training is over and the adapter was sent: [`FromEngineBody::Adapter`] and its chunks came before.
+    Trained(Box<TrainReport>),
+    /// The trained adapter. Chunks follow, then [`FromEngineBody::Trained`].
+    Adapter {
+        /// The bytes that follow.
+        blob: BlobHead,
+    },
+    /// Loss of held-out examples.
+    Evaluated(Evaluation),
+    /// How the engine is.
+    Status(EngineStatus),
+    /// The work ended without its result.
+    Failed(EngineFailure),
+}
+
+impl FromEngineBody {
+    /// Whether this message ends the work of its tag.
+    #[must_use]
+    pub const fn is_last(&self) -> bool {
+        matches!(
+            self,
+            Self::BaseLoaded(_)
+                | Self::AdapterReady
+                | Self::AdapterDropped
+                | Self::Finished(_)
+                | Self::Trained(_)
+                | Self::Evaluated(_)
+                | Self::Status(_)
+                | Self::Failed(_)
+        )
+    }
+}
+
+/// The base model in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseModel {
+    /// Name from its metadata.
+    pub name: String,
+    /// Architecture word of its metadata.
+    pub architecture: String,
+    /// Parameters.
+    pub parameters: u64,
+    /// Longest context in tokens.
+    pub context: u32,
+    /// SHA-256 of its file.
+    pub sha256: [u8; 32],
+}
+
+/// What to answer and how.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct GenerateSpec {
+    /// With which generation; the plain base model when absent.
+    pub adapter: Option<AdapterId>,
+    /// The conversation; the model's own chat template is applied.
+    pub messages: Vec<PlainMessage>,
+    /// Most tokens of the answer.
+    pub max_tokens: u32,
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// In (0, 1].
+    pub top_p: f32,
+    /// Same seed and request, same answer: token `i` draws from a counter, not from a stream.
+    pub seed: u64,
+    /// Strings that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Tokens of the answer the daemon already has from a lost engine. They are generated again and not sent.
+    pub skip_tokens: u32,
+}
+
+impl std::fmt::Debug for GenerateSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GenerateSpec({} messages, max_tokens {})", self.messages.len(), self.max_tokens)
+    }
+}
+
+/// One message of a conversation.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlainMessage {
+    /// Who it is from.
+    pub role: ChatRole,
+    /// Its text.
+    pub text: String,
+}
+
+impl std::fmt::Debug for PlainMessage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PlainMessage({}, {} bytes)", self.role.as_str(), self.text.len())
+    }
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Finished {
+    /// Why.
+    pub reason: FinishReason,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens of the answer.
+    pub completion_tokens: u32,
+    /// Share of routed weight each expert had in this answer; empty for the plain base model.
+    pub expert_share: Vec<f32>,
+}
+
+/// One training or evaluation example: a de-identified conversation.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct Example {
+    /// Its domain.
+    pub domain: Domain,
+    /// Held out for validation.
+    pub held_out: bool,
+    /// Its messages; the assistant's are the targets.
+    pub messages: Vec<PlainMessage>,
+}
+
+impl std::fmt::Debug for Example {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Example({}, {} messages)", self.domain, self.messages.len())
+    }
+}
+
+/// How to train.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainSpec {
+    /// The job, mixed into nothing: the seed alone decides.
+    pub job: JobId,
+    /// Shape of the mixture.
+    pub mixture: MixtureSpec,
+    /// Longest sequence in tokens; longer examples are cut at the end of a turn.
+    pub seq_len: u32,
+    /// Tokens of one optimiser step, padding excluded.
+    pub tokens_per_step: u32,
+    /// Steps to take.
+    pub steps: u32,
+    /// Most wall-clock seconds; the schedule is shortened when the measured speed would pass it.
+    pub seconds_max: u32,
+    /// Peak learning rate of the low-rank weights.
+    pub learning_rate: f32,
+    /// Peak learning rate of the routers.
+    pub router_learning_rate: f32,
+    /// Decoupled weight decay; none on routers.
+    pub weight_decay: f32,
+    /// Share of steps over which the rate rises.
+    pub warmup: f32,
+    /// Bound of the global gradient norm.
+    pub clip: f32,
+    /// Steps between validations.
+    pub validate_every: u32,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u32,
+    /// Validations without a better one before it stops.
+    pub patience: u32,
+    /// Seed of initialisation and order.
+    pub seed: u64,
+}
+
+/// Shape of the mixture of experts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MixtureSpec {
+    /// Rank of the shared low-rank pair on every linear.
+    pub shared_rank: u32,
+    /// Rank of each routed expert on the feed-forward linears.
+    pub expert_rank: u32,
+    /// What each expert is for; `None` is free.
+    pub experts: Vec<Option<Domain>>,
+    /// Experts a token takes.
+    pub top_k: u32,
+    /// `alpha / rank`.
+    pub scale: f32,
+}
+
+/// Loss of held-out examples.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Mean loss per target token over all.
+    pub loss: f64,
+    /// The same by domain.
+    pub by_domain: BTreeMap<String, f64>,
+    /// Target tokens measured.
+    pub target_tokens: u64,
+}
+
+/// How the engine is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EngineStatus {
+    /// The base model, once loaded.
+    pub base: Option<BaseModel>,
+    /// Adapters in memory.
+    pub adapters: Vec<AdapterId>,
+    /// Answers under way.
+    pub generating: u32,
+    /// Whether a training job runs.
+    pub training: bool,
+    /// Bytes of key-value memory overwritten since start.
+    pub kv_wiped_bytes: u64,
+}
+
+/// Why a work failed. No variant can hold text of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum EngineFailure {
+    /// No base model in memory.
+    #[error("no base model is loaded")]
+    NoBase,
+    /// The file is missing, truncated, hostile or of an unknown kind.
+    #[error("the model file cannot be used: {0}")]
+    BadModel(String),
+    /// The adapter's bytes are wrong, or it was made for another base model.
+    #[error("the adapter cannot be used: {0}")]
+    BadAdapter(String),
+    /// The generation was not put into memory.
+    #[error("adapter {0} is not loaded")]
+    UnknownAdapter(AdapterId),
+    /// Prompt and answer do not fit the context.
+    #[error("the prompt has {tokens} tokens, the limit is {limit}")]
+    PromptTooLong {
+        /// Of the prompt.
+        tokens: u32,
+        /// Largest possible.
+        limit: u32,
+    },
+    /// A bound of [`MAX_GENERATIONS`] or one training job is reached.
+    #[error("the engine has too much work waiting")]
+    Busy,
+    /// Messages came in an order that makes no sense.
+    #[error("protocol: {0}")]
+    Protocol(String),
+    /// The job has nothing to learn from.
+    #[error("training cannot begin: {0}")]
+    BadJob(String),
+    /// Ended by [`ToEngineBody::Cancel`] before there was a result.
+    #[error("cancelled")]
+    Cancelled,
+    /// A defect.
+    #[error("the engine failed: {0}")]
+    Internal(String),
+}
