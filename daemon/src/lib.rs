@@ -1,1 +1,11 @@
-//! Placeholder.
+//! The daemon: the only crate that sees store, ingestion, clinic rules and engine together, and joins them. It knows no
+//! tensor operation and no file format.
+//!
+//! Reading order: [`actor`] and [`action`] (who may do what), [`app`] (authorise, act, audit), [`admin`] and `http` (the
+//! two doors), [`engine`] (the other process), [`jobs`] (long work).
+
+pub mod action;
+pub mod actor;
+pub mod admin;
+pub mod app;
+pub mod clock;

@@ -1,0 +1,215 @@
+//! The closed list of everything the appliance can do, each with who may and when. What an action does is not known
+//! here: `app.rs` performs it.
+
+use crate::actor::{Actor, AdminRole};
+use crate::admin::upload::{ProgressSink, Upload};
+use empathd_proto::admin::{ApiRole, TrainOptions};
+use empathd_proto::audit::{ActionKind, SignedCheckpoint};
+use empathd_proto::engine::PlainMessage;
+use empathd_proto::ids::{AdapterId, JobId};
+use empathd_proto::secret::Secret;
+
+/// One thing the appliance is asked to do.
+#[derive(Debug)]
+pub enum Action {
+    /// How the appliance is. Any local user, in any state.
+    Status,
+    /// Create the store; ends unsealed and serving. Administrators, once.
+    Init {
+        /// The passphrase that will open it.
+        passphrase: Secret,
+    },
+    /// Bring the keys into memory. Administrators, once there is a store.
+    Unseal {
+        /// The passphrase.
+        passphrase: Secret,
+    },
+    /// Take the keys out of memory. Administrators, while unsealed.
+    Seal,
+    /// Issue a client certificate. Administrators, while unsealed.
+    CertEnroll {
+        /// Name of the system that will hold it.
+        name: String,
+        /// What it may do.
+        role: ApiRole,
+        /// Days until it expires, 1 to 398.
+        valid_days: u16,
+    },
+    /// List certificates. Administrators, while unsealed.
+    CertList,
+    /// Refuse a certificate from now on. Administrators, while unsealed.
+    CertRevoke {
+        /// Its serial number, hexadecimal.
+        serial: String,
+    },
+    /// Replace the roster of names. Administrators, while unsealed.
+    RosterSet {
+        /// One name a line.
+        upload: Upload,
+    },
+    /// Take in one source file. Administrators, while unsealed.
+    Ingest {
+        /// File name; only its extension is used.
+        file_name: String,
+        /// The file.
+        upload: Upload,
+        /// Only report what would happen.
+        dry_run: bool,
+        /// Where progress goes.
+        progress: ProgressSink,
+    },
+    /// Freeze a cut of the records. Administrators, while unsealed.
+    DatasetCut {
+        /// Share of clients held out, in percent, 1 to 50.
+        validation_percent: u8,
+        /// Seed of the split.
+        seed: u64,
+    },
+    /// List cuts. Administrators, while unsealed.
+    DatasetList,
+    /// Begin training or go on with a paused job. Administrators, while unsealed.
+    TrainStart(TrainOptions),
+    /// How a training job is. Administrators, while unsealed.
+    TrainStatus {
+        /// Which; the last one when absent.
+        job: Option<JobId>,
+        /// Stay until it ends.
+        follow: bool,
+        /// Where progress goes.
+        progress: ProgressSink,
+    },
+    /// Pause training after a checkpoint. Administrators, while unsealed.
+    TrainStop,
+    /// List adapter generations. Administrators, while unsealed.
+    AdapterList,
+    /// Make an approved generation the active one. Administrators and the training job, while unsealed.
+    AdapterPromote {
+        /// Which.
+        id: AdapterId,
+    },
+    /// Go back to the generation before. Administrators, while unsealed.
+    AdapterRollback,
+    /// Read the newest audit entries. Administrators, while unsealed.
+    AuditTail {
+        /// How many.
+        count: u32,
+    },
+    /// Check the whole trail. Administrators, while unsealed.
+    AuditVerify {
+        /// The newest checkpoint that the caller has seen.
+        known: Option<SignedCheckpoint>,
+        /// Where progress goes.
+        progress: ProgressSink,
+    },
+    /// Answer a conversation. Certificates of role `ehr`, while unsealed.
+    Chat(ChatCall),
+    /// List models. Certificates of role `ehr`, while unsealed.
+    ModelList,
+    /// Read metrics. Any enrolled certificate, while unsealed.
+    Metrics,
+    /// Ask for liveness or readiness. Any enrolled certificate, while unsealed. Leaves no trace: it shows no record and
+    /// is asked every few seconds.
+    Health,
+    /// Anything that is not in this list. Nobody may; the refusal is recorded.
+    Unknown,
+}
+
+/// What state an action needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Any state.
+    Nothing,
+    /// A store, sealed or not.
+    Initialised,
+    /// Keys in memory.
+    Unsealed,
+}
+
+impl Action {
+    /// How the audit trail names it.
+    #[must_use]
+    pub fn kind(&self) -> ActionKind {
+        match self {
+            Action::Status | Action::Health => ActionKind::Status,
+            Action::Init { .. } => ActionKind::Init,
+            Action::Unseal { .. } => ActionKind::Unseal,
+            Action::Seal => ActionKind::Seal,
+            Action::CertEnroll { .. } => ActionKind::CertEnroll,
+            Action::CertList => ActionKind::CertList,
+            Action::CertRevoke { .. } => ActionKind::CertRevoke,
+            Action::RosterSet { .. } => ActionKind::RosterSet,
+            Action::Ingest { .. } => ActionKind::Ingest,
+            Action::DatasetCut { .. } => ActionKind::DatasetCut,
+            Action::DatasetList => ActionKind::DatasetList,
+            Action::TrainStart(_) => ActionKind::TrainStart,
+            Action::TrainStatus { .. } => ActionKind::TrainStatus,
+            Action::TrainStop => ActionKind::TrainStop,
+            Action::AdapterList => ActionKind::AdapterList,
+            Action::AdapterPromote { .. } => ActionKind::AdapterPromote,
+            Action::AdapterRollback => ActionKind::AdapterRollback,
+            Action::AuditTail { .. } => ActionKind::AuditTail,
+            Action::AuditVerify { .. } => ActionKind::AuditVerify,
+            Action::Chat(_) => ActionKind::Chat,
+            Action::ModelList => ActionKind::ModelList,
+            Action::Metrics => ActionKind::Metrics,
+            Action::Unknown => ActionKind::Unknown,
+        }
+    }
+
+    /// Whether this actor may ask for it at all.
+    #[must_use]
+    pub fn allowed(&self, actor: &Actor) -> bool {
+        match actor {
+            Actor::Appliance => matches!(self, Action::AdapterPromote { .. }),
+            Actor::LocalUser { role: AdminRole::Observer, .. } => matches!(self, Action::Status),
+            Actor::LocalUser { role: AdminRole::Administrator, .. } => {
+                !matches!(self, Action::Chat(_) | Action::ModelList | Action::Metrics | Action::Health | Action::Unknown)
+            }
+            Actor::Certificate { role: ApiRole::Ehr, .. } => {
+                matches!(self, Action::Chat(_) | Action::ModelList | Action::Metrics | Action::Health)
+            }
+            Actor::Certificate { role: ApiRole::Monitor, .. } => matches!(self, Action::Metrics | Action::Health),
+        }
+    }
+
+    /// The state it needs.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        match self {
+            Action::Status | Action::Init { .. } | Action::Unknown => Needs::Nothing,
+            Action::Unseal { .. } => Needs::Initialised,
+            _ => Needs::Unsealed,
+        }
+    }
+
+    /// Whether doing it is recorded. Refusals always are.
+    #[must_use]
+    pub fn leaves_trace(&self) -> bool {
+        !matches!(self, Action::Health)
+    }
+}
+
+/// A conversation to answer, with every value within its range (`http/chat.rs` checks them).
+#[derive(Clone, PartialEq)]
+pub struct ChatCall {
+    /// Model name as the caller gave it.
+    pub model: String,
+    /// The conversation, at least one message.
+    pub messages: Vec<PlainMessage>,
+    /// Most tokens of the answer; the configured number when absent.
+    pub max_tokens: Option<u32>,
+    /// 0 (greedy) to 2.
+    pub temperature: f32,
+    /// In (0, 1].
+    pub top_p: f32,
+    /// Same seed, same answer; a fresh one when absent.
+    pub seed: Option<u64>,
+    /// Strings that end the answer, at most four.
+    pub stop: Vec<String>,
+}
+
+impl std::fmt::Debug for ChatCall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ChatCall({} messages)", self.messages.len())
+    }
+}

@@ -1,0 +1,4 @@
+//! The admin socket: a Unix socket whose callers the kernel names. It translates frames to actions and back, and knows
+//! nothing of what an action does.
+
+pub mod upload;

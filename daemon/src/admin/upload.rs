@@ -1,0 +1,78 @@
+//! An upload on its way in, and progress on its way out. Both are bounded. What the bytes mean is not known here.
+
+use empathd_proto::Problem;
+use empathd_proto::admin::Progress;
+use empathd_proto::problem::ErrorCode;
+use tokio::sync::mpsc;
+
+/// Chunks of an upload that may wait between the socket and the job.
+pub const CHUNKS_WAITING_MAX: usize = 4;
+
+/// A file that the caller is sending. Nothing of it is read before the action is authorised.
+#[derive(Debug)]
+pub struct Upload {
+    declared_bytes: u64,
+    limit_bytes: u64,
+    chunks: mpsc::Receiver<Vec<u8>>,
+}
+
+impl Upload {
+    /// An upload of `declared_bytes`, refused above `limit_bytes`; the sender is dropped after the last chunk.
+    #[must_use]
+    pub fn new(declared_bytes: u64, limit_bytes: u64) -> (mpsc::Sender<Vec<u8>>, Self) {
+        let (sender, chunks) = mpsc::channel(CHUNKS_WAITING_MAX);
+        (sender, Self { declared_bytes, limit_bytes, chunks })
+    }
+
+    /// The whole of it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::TooLarge`] above the limit, [`ErrorCode::BadRequest`] when it ends early or goes on too long.
+    pub async fn collect(mut self) -> Result<Vec<u8>, Problem> {
+        if self.declared_bytes > self.limit_bytes {
+            let detail = format!("The file has {} bytes, the limit is {}.", self.declared_bytes, self.limit_bytes);
+            return Err(Problem::new(ErrorCode::TooLarge, detail, "Split the file, or raise admin.upload_bytes_max."));
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = self.chunks.recv().await {
+            if (bytes.len() + chunk.len()) as u64 > self.declared_bytes {
+                return Err(wrong_length("more"));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        if (bytes.len() as u64) < self.declared_bytes {
+            return Err(wrong_length("fewer"));
+        }
+        Ok(bytes)
+    }
+}
+
+fn wrong_length(word: &str) -> Problem {
+    let detail = format!("The upload had {word} bytes than announced.");
+    Problem::new(ErrorCode::BadRequest, detail, "Send the file again; nothing was kept.")
+}
+
+/// Where progress of an action goes. Progress that nobody takes in time is dropped: it is never waited for.
+#[derive(Debug, Clone, Default)]
+pub struct ProgressSink(Option<mpsc::Sender<Progress>>);
+
+impl ProgressSink {
+    /// Progress into this channel.
+    #[must_use]
+    pub fn new(sender: mpsc::Sender<Progress>) -> Self {
+        Self(Some(sender))
+    }
+
+    /// Says how far the work is.
+    pub fn send(&self, progress: Progress) {
+        if let Some(sender) = &self.0 {
+            let _ = sender.try_send(progress);
+        }
+    }
+
+    /// Whether somebody still listens.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.0.as_ref().is_some_and(|sender| !sender.is_closed())
+    }
+}
