@@ -160,6 +160,7 @@ impl Action {
     #[must_use]
     pub fn allowed(&self, actor: &Actor) -> bool {
         match actor {
+            Actor::Stranger { .. } => false,
             Actor::Appliance => matches!(self, Action::AdapterPromote { .. }),
             Actor::LocalUser { role: AdminRole::Observer, .. } => matches!(self, Action::Status),
             Actor::LocalUser { role: AdminRole::Administrator, .. } => {

@@ -27,6 +27,12 @@ pub enum Actor {
         /// What it may do.
         role: ApiRole,
     },
+    /// The holder of a certificate of our authority whose identity names no role here. It may do nothing, and the trail
+    /// says so.
+    Stranger {
+        /// The last eight bytes of the serial number.
+        number: u64,
+    },
 }
 
 /// What a local user may do.
@@ -45,7 +51,7 @@ impl Actor {
         match self {
             Actor::Appliance => Principal { kind: PrincipalKind::Appliance, number: 0 },
             Actor::LocalUser { uid, .. } => Principal { kind: PrincipalKind::LocalUser, number: u64::from(*uid) },
-            Actor::Certificate { number, .. } => Principal { kind: PrincipalKind::Certificate, number: *number },
+            Actor::Certificate { number, .. } | Actor::Stranger { number } => Principal { kind: PrincipalKind::Certificate, number: *number },
         }
     }
 }

@@ -141,6 +141,12 @@ impl App {
         None
     }
 
+    /// A fresh identifier for a request.
+    #[must_use]
+    pub fn request_id(&self) -> RequestId {
+        RequestId::from_bytes([0; 16])
+    }
+
     /// Milliseconds since the Unix epoch.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
