@@ -1,1 +1,13 @@
-//! Placeholder.
+//! The maths of Empathd: one frozen backbone, a mixture of low-rank experts over it, training, generation, and the
+//! process that serves them. This crate refuses to know databases, keys, clients and HTTP.
+//!
+//! Reading order: [`config`] (shapes), [`ops`] (differentiable operations), [`backbone`] (frozen weights and the way
+//! through them), [`adapter`] (what is trained), [`train`] (how).
+
+pub mod adapter;
+pub mod backbone;
+pub mod config;
+pub mod counter;
+pub mod device;
+pub mod ops;
+pub mod train;
