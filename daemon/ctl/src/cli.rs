@@ -1,0 +1,269 @@
+//! What can be typed. Only shapes and help texts: the commands are in [`crate::commands`].
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use empathd_proto::admin::{ApiRole, MAX_AUDIT_TAIL};
+use empathd_proto::{AdapterId, DatasetId, JobId};
+use std::path::PathBuf;
+
+/// Where the daemon listens when it was installed from the package.
+pub const DEFAULT_SOCKET: &str = "/run/empathd/admin.sock";
+
+/// The table of exit codes, as `--help` ends with it.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  anything else
+  2  bad usage or input
+  3  not running, not initialised or sealed
+  4  not allowed: permissions or passphrase
+  5  no such thing
+  6  the present state does not allow it
+  7  integrity: stored data or the audit trail does not hold
+  8  try again later
+
+With --json the answer is one JSON document on standard output, an error one on standard error
+(RFC 9457 problem details with `code`, `next` and `exit_code`).";
+
+/// The administrator's tool of the Empathd appliance.
+#[derive(Debug, Parser)]
+#[command(name = "empathctl", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The daemon's admin socket
+    #[arg(long, global = true, env = "EMPATHD_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// Answer with one JSON document
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// How the appliance is, and what to do next
+    Status,
+    /// Create the store; ends unsealed and serving
+    Init(PassphraseArg),
+    /// Bring the keys into memory, after every start
+    Unseal(PassphraseArg),
+    /// Take the keys out of memory
+    Seal,
+    /// Client certificates of the clinic's own authority
+    #[command(subcommand)]
+    Cert(CertCommand),
+    /// Names that de-identification searches for
+    #[command(subcommand)]
+    Roster(RosterCommand),
+    /// Take in source files, or folders of them
+    Ingest(IngestArgs),
+    /// Frozen cuts of the records
+    #[command(subcommand)]
+    Dataset(DatasetCommand),
+    /// Training jobs
+    #[command(subcommand)]
+    Train(TrainCommand),
+    /// Generations of trained adapters
+    #[command(subcommand)]
+    Adapter(AdapterCommand),
+    /// Who did what, provably
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Print completions for a shell
+    Completions {
+        /// Which
+        shell: Shell,
+    },
+}
+
+/// Where the passphrase comes from. Never an argument: those are seen by everyone on the machine.
+#[derive(Debug, Args)]
+pub struct PassphraseArg {
+    /// Read the passphrase from the first line of this file instead of asking
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// `cert`.
+#[derive(Debug, Subcommand)]
+pub enum CertCommand {
+    /// Issue a certificate; writes NAME.pem, NAME.key and ca.pem
+    Enroll {
+        /// Name of the system that will hold it: letters, digits, `-`, `_`, `.`; at most 64
+        name: String,
+        /// What it may do
+        #[arg(long, value_enum, default_value_t = RoleArg::Ehr)]
+        role: RoleArg,
+        /// Days until it expires
+        #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u16).range(1..=398))]
+        days: u16,
+        /// Folder for the files; made when it is missing
+        #[arg(long, default_value = ".", value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// All certificates
+    List,
+    /// Refuse a certificate from now on, its live connections included
+    Revoke {
+        /// Serial number, as `cert list` shows it
+        serial: String,
+    },
+}
+
+/// [`ApiRole`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RoleArg {
+    /// The clinic's record system: answers and models
+    Ehr,
+    /// Monitoring: health and metrics only
+    Monitor,
+}
+
+impl From<RoleArg> for ApiRole {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::Ehr => Self::Ehr,
+            RoleArg::Monitor => Self::Monitor,
+        }
+    }
+}
+
+/// `roster`.
+#[derive(Debug, Subcommand)]
+pub enum RosterCommand {
+    /// Replace the roster: one name a line
+    Set {
+        /// The list
+        file: PathBuf,
+    },
+}
+
+/// `ingest`.
+#[derive(Debug, Args)]
+pub struct IngestArgs {
+    /// Files or folders. In folders, files of a form that no source profile knows are passed over with a note;
+    /// named one by one, they are an error
+    #[arg(required = true, value_name = "FILE")]
+    pub paths: Vec<PathBuf>,
+    /// Only report what would happen
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `dataset`.
+#[derive(Debug, Subcommand)]
+pub enum DatasetCommand {
+    /// Freeze a cut of all records, split by client
+    Cut {
+        /// Share of clients held out for validation, in percent
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..=50))]
+        validation_percent: u8,
+        /// Seed of the split
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// All cuts
+    List,
+}
+
+/// `train`.
+#[derive(Debug, Subcommand)]
+pub enum TrainCommand {
+    /// Begin training, or go on with a paused job of the same cut
+    Start {
+        /// Optimiser steps [default: as configured]
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        steps: Option<u32>,
+        /// Most wall-clock minutes [default: as configured]
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=720))]
+        minutes: Option<u16>,
+        /// The cut [default: the newest]
+        #[arg(long, value_name = "ID")]
+        dataset: Option<DatasetId>,
+        /// Seed of initialisation and order
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Promote the adapter when it passes its gate
+        #[arg(long)]
+        promote: bool,
+        /// Show progress until it ends; interrupting the tool leaves the job running
+        #[arg(long)]
+        follow: bool,
+    },
+    /// The last job, or one
+    Status {
+        /// Which job
+        job: Option<JobId>,
+        /// Show progress until it ends; interrupting the tool leaves the job running
+        #[arg(long)]
+        follow: bool,
+    },
+    /// Pause training after a checkpoint; `train start` goes on from it
+    Stop,
+}
+
+/// `adapter`.
+#[derive(Debug, Subcommand)]
+pub enum AdapterCommand {
+    /// All generations
+    List,
+    /// Make an approved generation the active one
+    Promote {
+        /// Which
+        id: AdapterId,
+    },
+    /// Go back to the generation that was active before
+    Rollback,
+}
+
+/// `audit`.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// The newest entries
+    Tail {
+        /// How many
+        #[arg(short = 'n', long, default_value_t = 20,
+              value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_AUDIT_TAIL)))]
+        lines: u32,
+    },
+    /// Check the whole trail, and that it only extends the newest checkpoint this user has seen
+    Verify,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_before_anything_is_asked() {
+        for bad in [
+            &["cert", "enroll", "x", "--days", "399"][..],
+            &["cert", "enroll", "x", "--role", "root"],
+            &["dataset", "cut", "--validation-percent", "51"],
+            &["train", "start", "--minutes", "721"],
+            &["train", "start", "--dataset", "job_00000000000000000000000000000000"],
+            &["audit", "tail", "-n", "10001"],
+            &["init", "--passphrase", "secret"],
+            &["ingest"],
+        ] {
+            let words = ["empathctl"].iter().chain(bad);
+            assert!(Cli::try_parse_from(words).is_err(), "{bad:?}");
+        }
+    }
+}
