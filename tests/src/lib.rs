@@ -3,4 +3,5 @@
 #![expect(clippy::disallowed_methods, reason = "tests and the demo read the environment, the clock and randomness")]
 
 pub mod corpus;
+pub mod demo;
 pub mod harness;
