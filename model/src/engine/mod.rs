@@ -1,0 +1,110 @@
+//! The process that serves the daemon over a Unix socket: one connection at a time, one thread that reads, one that
+//! makes answers, one that trains, one that writes. It holds no key, opens no network and writes no file; when the
+//! connection ends, everything under way ends and is overwritten. Refuses to know clients and records.
+
+mod blob;
+mod executor;
+mod intake;
+mod state;
+mod trainer;
+mod wire;
+mod works;
+
+use crate::device;
+use empathd_proto::engine::{FromEngine, FromEngineBody, MAX_GENERATIONS};
+use intake::Intake;
+use rustix::net::sockopt::socket_peercred;
+use state::State;
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::{self, Builder};
+use std::time::Duration;
+use works::Works;
+
+/// Stack of the trainer; a backward pass can nest deeply.
+const TRAINER_STACK_BYTES: usize = 64 * 1024 * 1024;
+/// How long the daemon may take to read what is written to it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why the engine cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The device cannot be opened.
+    #[error("the device cannot be opened: {0}")]
+    Device(#[from] candle_core::Error),
+    /// The socket failed.
+    #[error("the socket failed: {0}")]
+    Socket(#[from] io::Error),
+}
+
+/// Serves one connection after the other; with `exit_with_peer` only the first.
+///
+/// # Errors
+/// [`ServeError`] when the device or the listening socket fails. What a peer does is never an error.
+pub fn serve(listener: &UnixListener, exit_with_peer: bool) -> Result<(), ServeError> {
+    let state = State::new(device::open()?);
+    loop {
+        let (stream, _) = listener.accept()?;
+        if !is_trusted(&stream) {
+            continue;
+        }
+        // A connection that cannot be set up is closed like one that broke; the daemon comes again.
+        drop(converse(&stream, &state));
+        state.drop_adapters();
+        if exit_with_peer {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether the peer runs as the same user or as root.
+fn is_trusted(stream: &UnixStream) -> bool {
+    socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::getuid())
+}
+
+/// One connection from its greeting to its end.
+fn converse(stream: &UnixStream, state: &State) -> io::Result<()> {
+    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    let (works, outgoing) = Works::new();
+    let (orders, incoming_orders) = sync_channel(MAX_GENERATIONS);
+    let (jobs, incoming_jobs) = sync_channel(intake::MAX_JOBS);
+    thread::scope(|scope| {
+        scope.spawn(move || write_all(stream, &outgoing));
+        let (executor_works, trainer_works) = (works.clone(), works.clone());
+        scope.spawn(move || executor::run(&incoming_orders, &executor_works, state));
+        let trainer = move || trainer::run(&incoming_jobs, &trainer_works, state);
+        let trainer = Builder::new().stack_size(TRAINER_STACK_BYTES).spawn_scoped(scope, trainer);
+        if trainer.is_ok() {
+            read_all(stream, &works, Intake::new(works.clone(), state, orders, jobs), state);
+        }
+        works.close();
+        drop(works);
+        // Whoever still writes or reads on it stops.
+        drop(stream.shutdown(Shutdown::Both));
+        trainer.map(drop)
+    })
+}
+
+/// Reads messages until the stream ends or a frame is wrong.
+fn read_all(mut stream: &UnixStream, works: &Works, mut intake: Intake, state: &State) {
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let hello = FromEngineBody::Hello { version, device: device::describe(&state.device) };
+    if works.say(0, hello).is_err() {
+        return;
+    }
+    while let Ok(Some(message)) = wire::read(&mut stream) {
+        intake.take(message);
+    }
+}
+
+/// Writes messages until none can come any more or the daemon stops reading.
+fn write_all(mut stream: &UnixStream, outgoing: &Receiver<FromEngine>) {
+    for message in outgoing {
+        if wire::write(&mut stream, &message).is_err() {
+            drop(stream.shutdown(Shutdown::Both));
+            return;
+        }
+    }
+}
