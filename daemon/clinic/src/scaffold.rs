@@ -52,7 +52,7 @@ pub fn guard(assessment: &Assessment, lines: &HelpLines) -> Option<String> {
     };
     Some(format!(
         "{opening} If there is danger right now, call {emergency}. You can also {line} at any hour{clinic}. {distance} \
-         Your clinician is being told that this came up.\n\n",
+         Please tell your clinician what you have told me.\n\n",
         emergency = lines.emergency,
         line = lines.crisis_line,
     ))
