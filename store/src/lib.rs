@@ -1,1 +1,50 @@
-//! Placeholder.
+//! Data at rest and the only door to it. [`Store`] is made, unsealed, read and changed; what enters is sealed, what leaves
+//! authenticates, and every change carries its audit entry in the same transaction. This crate refuses to know HTTP,
+//! async runtimes, tensors and what a record says.
+//!
+//! From the outside in: [`store`](Store) (the whole), `reader` and `writer` (the two sides of the barrier), `records`,
+//! `documents`, `dataset`, `adapters`, `blobs`, `audit` (one kind of thing each), `heads` (nothing vanishes unseen), `keys`,
+//! `keyring`, `memory` (keys), `envelope`, `padding`, `format` (bytes), `tables`, `backend` (the database under it), `stop`,
+//! `verify` (the check of a whole state). docs/FORMAT.md has the byte maps.
+
+mod adapters;
+mod audit;
+mod backend;
+mod blobs;
+mod dataset;
+mod documents;
+mod entropy;
+mod envelope;
+mod error;
+mod files;
+mod findings;
+mod format;
+mod heads;
+mod keyring;
+mod keys;
+mod memory;
+mod padding;
+mod reader;
+mod records;
+mod stop;
+mod store;
+mod tables;
+mod verify;
+mod writer;
+
+#[cfg(test)]
+mod testing;
+
+pub use adapters::{NewAdapter, StoredAdapter};
+pub use audit::{AuditDraft, AuditFindings, MAX_TAIL};
+pub use blobs::{BlobInfo, MAX_BLOB_BYTES};
+pub use dataset::{CutRule, DatasetCut, MAX_CANDIDATES, VALIDATION_PERCENT};
+pub use documents::DocKind;
+pub use entropy::Entropy;
+pub use error::{CreateError, OpenError, ReadError, SealError, UnsealError, VerifyError, WriteError};
+pub use keyring::KdfCost;
+pub use reader::Reader;
+pub use records::{DataClass, NewRecord, PutOutcome, StoredRecord};
+pub use store::Store;
+pub use verify::{StateFindings, verify_stopped};
+pub use writer::Writer;

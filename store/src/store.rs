@@ -1,0 +1,483 @@
+//! The store as a whole: made, opened, unsealed, read, changed, sealed. While it is sealed no key is in memory and the
+//! database file is closed; sealing it is also the orderly stop. What is stored is not known here.
+
+use crate::audit::{AuditDraft, AuditFindings};
+use crate::backend::{self, Disk, RealDisk};
+use crate::blobs;
+use crate::entropy::{self, Entropy};
+use crate::error::{CreateError, Fault, OpenError, ReadError, SealError, UnsealError, WriteError};
+use crate::keyring::{self, KdfCost, Keyring, KeyringError, UnlockError, Unlocked};
+use crate::keys::{Keys, Purpose, Shared};
+use crate::reader::Reader;
+use crate::tables::{Table, Txn};
+use crate::verify::StateFindings;
+use crate::writer::{Seals, Writer, shared_key};
+use crate::{files, format, stop};
+use empathd_proto::audit::{AuditEntry, Hash, SignedCheckpoint};
+use empathd_proto::{Secret, StoreId};
+use redb::Database;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use zeroize::Zeroizing;
+
+/// The keyring of a store that is still being made.
+const UNFINISHED_KEYRING: &str = "keyring.new";
+/// Key of the format version in the anchor table: the one value that is not sealed.
+const FORMAT_KEY: &[u8] = b"format";
+/// Key of how the store was left.
+const RUN_KEY: &[u8] = b"run";
+
+/// How the store was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Run {
+    /// Unsealed; found like this at a start, it was killed.
+    Running,
+    /// Stopped in order.
+    Stopped,
+}
+
+/// Data at rest. Share it with an `Arc`; every method takes `&self` and blocks.
+pub struct Store {
+    dir: PathBuf,
+    keyring: Keyring,
+    entropy: Arc<dyn Entropy>,
+    disk: Box<dyn Disk>,
+    opened: RwLock<Opened>,
+}
+
+/// What changes when the store is unsealed and sealed.
+pub(crate) struct Opened {
+    pub(crate) keys: Keys,
+    pub(crate) seals: Seals,
+    unsealed: bool,
+    db: Option<Database>,
+    /// The disk failed under the database: it is opened again before anything else happens.
+    failed: AtomicBool,
+}
+
+impl Store {
+    /// Whether this folder holds a store.
+    #[must_use]
+    pub fn exists(dir: &Path) -> bool {
+        dir.join(keyring::FILE).symlink_metadata().is_ok()
+    }
+
+    /// Makes a store and leaves it unsealed. `audit` is the first entry of its trail.
+    ///
+    /// # Errors
+    /// [`CreateError`]. A creation that was cut short is begun anew by the next one.
+    pub fn create(
+        dir: &Path,
+        passphrase: &Secret,
+        cost: KdfCost,
+        entropy: Arc<dyn Entropy>,
+        audit: AuditDraft,
+    ) -> Result<Store, CreateError> {
+        Self::create_on(Box::new(RealDisk), dir, passphrase, cost, entropy, audit)
+    }
+
+    pub(crate) fn create_on(
+        disk: Box<dyn Disk>,
+        dir: &Path,
+        passphrase: &Secret,
+        cost: KdfCost,
+        entropy: Arc<dyn Entropy>,
+        audit: AuditDraft,
+    ) -> Result<Store, CreateError> {
+        prepare_folder(dir, passphrase)?;
+        let (keyring, unlocked) = Keyring::create(passphrase, cost, &*entropy).map_err(|_| CreateError::Memory)?;
+        let bytes = keyring.to_bytes();
+        files::replace(&dir.join(UNFINISHED_KEYRING), |file| file.write_all(&bytes)).map_err(Fault::from)?;
+        backend::discard(dir).map_err(Fault::from)?;
+        let mut opened = Opened::new(keyring.store).map_err(Fault::from)?;
+        opened.db = Some(backend::create(&*disk, dir)?);
+        opened.fill(dir, &*entropy, &unlocked, audit)?;
+        // From here on there is a store.
+        fs::rename(dir.join(UNFINISHED_KEYRING), dir.join(keyring::FILE))
+            .and_then(|()| files::sync_dir(dir))
+            .map_err(Fault::from)?;
+        opened.unsealed = true;
+        Ok(Self { dir: dir.to_owned(), keyring, entropy, disk, opened: RwLock::new(opened) })
+    }
+
+    /// Opens a state folder, sealed. Only the keyring is read.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(dir: &Path, entropy: Arc<dyn Entropy>) -> Result<Store, OpenError> {
+        Self::open_on(Box::new(RealDisk), dir, entropy)
+    }
+
+    pub(crate) fn open_on(disk: Box<dyn Disk>, dir: &Path, entropy: Arc<dyn Entropy>) -> Result<Store, OpenError> {
+        let keyring = Keyring::read(dir).map_err(|error| match error {
+            KeyringError::Missing => OpenError::NotInitialised,
+            KeyringError::Version(found) => OpenError::Version { found, supported: format::VERSION },
+            KeyringError::Damaged => OpenError::Integrity("the keyring is damaged"),
+            KeyringError::Io(error) => OpenError::Io(error),
+        })?;
+        let opened = Opened::new(keyring.store).map_err(OpenError::Io)?;
+        Ok(Self { dir: dir.to_owned(), keyring, entropy, disk, opened: RwLock::new(opened) })
+    }
+
+    /// Takes the keys into memory and opens the database. The entry `audit` is written with it.
+    ///
+    /// # Errors
+    /// [`UnsealError`]; the store stays sealed.
+    pub fn unseal(&self, passphrase: &Secret, audit: AuditDraft) -> Result<(), UnsealError> {
+        if self.is_unsealed() {
+            return Err(UnsealError::AlreadyUnsealed);
+        }
+        // Slow on purpose; nobody waits for a lock meanwhile.
+        let unlocked = self.keyring.unlock(passphrase).map_err(|error| match error {
+            UnlockError::WrongPassphrase => UnsealError::WrongPassphrase,
+            UnlockError::Memory => UnsealError::Memory,
+            UnlockError::Damaged => UnsealError::Integrity("the keyring is damaged"),
+        })?;
+        let mut opened = self.exclusive();
+        if opened.unsealed {
+            return Err(UnsealError::AlreadyUnsealed);
+        }
+        let check = !stop::exists(&self.dir);
+        let started = self.load(&mut opened, &unlocked, check).and_then(|()| self.start(&opened, audit));
+        match started {
+            Ok(()) => opened.unsealed = true,
+            Err(_) => opened.close(),
+        }
+        started
+    }
+
+    /// Stops in order: waits for reads and changes under way, writes the entry `audit`, closes the database, writes the
+    /// stop seal, overwrites the keys. Does nothing when it is sealed. From then on nothing may write into the state
+    /// folder until it is unsealed.
+    ///
+    /// # Errors
+    /// [`SealError`]; the keys have left memory all the same.
+    pub fn seal(&self, audit: AuditDraft) -> Result<(), SealError> {
+        let mut opened = self.exclusive();
+        if !opened.unsealed {
+            return Ok(());
+        }
+        let stopped = self.stop(&mut opened, audit);
+        opened.close();
+        stopped.map_err(SealError)
+    }
+
+    /// Seals it for good.
+    ///
+    /// # Errors
+    /// [`SealError`].
+    pub fn close(self, audit: AuditDraft) -> Result<(), SealError> {
+        self.seal(audit)
+    }
+
+    /// Whether keys are in memory.
+    #[must_use]
+    pub fn is_unsealed(&self) -> bool {
+        self.shared().unsealed
+    }
+
+    /// Whether the kernel keeps the keys out of swap. When not, raise `LimitMEMLOCK` or turn swap off.
+    #[must_use]
+    pub fn keys_are_locked_in_memory(&self) -> bool {
+        self.shared().keys.are_locked()
+    }
+
+    /// The store's name.
+    #[must_use]
+    pub fn id(&self) -> StoreId {
+        self.keyring.store
+    }
+
+    /// Reads on one snapshot. `f` must not call the store again.
+    ///
+    /// # Errors
+    /// Those of `f`, and [`ReadError`].
+    pub fn read<T, E: From<ReadError>>(&self, f: impl FnOnce(&Reader<'_>) -> Result<T, E>) -> Result<T, E> {
+        let opened = self.ready()?;
+        let reader = Reader::new(&opened, &self.dir, opened.snapshot().map_err(ReadError::from)?);
+        f(&reader)
+    }
+
+    /// Changes something, all or nothing, together with its audit entry, which `f` may complete. The entry is written
+    /// also when `f` changed nothing; when `f` fails, nothing is written. `f` must not call the store again.
+    ///
+    /// # Errors
+    /// Those of `f`, and [`WriteError`].
+    pub fn change<T, E: From<WriteError>>(
+        &self,
+        mut audit: AuditDraft,
+        f: impl FnOnce(&mut Writer<'_>, &mut AuditDraft) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let opened = self.ready().map_err(WriteError::from)?;
+        let mut writer = opened.writer(&self.dir, &*self.entropy)?;
+        let done = f(&mut writer, &mut audit).and_then(|value| {
+            writer.append_audit(&[audit])?;
+            writer.store_heads()?;
+            Ok(value)
+        });
+        match done {
+            Ok(value) => {
+                let dropped = std::mem::take(&mut writer.dropped_blobs);
+                writer.commit().map_err(WriteError::from)?;
+                blobs::remove(&self.dir, &dropped);
+                Ok(value)
+            }
+            Err(error) => {
+                let written = std::mem::take(&mut writer.written_blobs);
+                writer.abort();
+                blobs::remove(&self.dir, &written);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes audit entries alone, for reads and denials.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn record_audit(&self, drafts: &[AuditDraft]) -> Result<(), WriteError> {
+        if drafts.is_empty() {
+            return Ok(());
+        }
+        let opened = self.ready()?;
+        let mut writer = opened.writer(&self.dir, &*self.entropy)?;
+        match writer.append_audit(drafts).and_then(|()| writer.store_heads()) {
+            Ok(()) => Ok(writer.commit()?),
+            Err(error) => {
+                writer.abort();
+                Err(error)
+            }
+        }
+    }
+
+    /// The signed checkpoint over all audit entries.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn checkpoint(&self) -> Result<SignedCheckpoint, ReadError> {
+        self.read(|reader| reader.checkpoint())
+    }
+
+    /// The newest audit entries, oldest first.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn audit_tail(&self, count: u32) -> Result<Vec<AuditEntry>, ReadError> {
+        self.read(|reader| reader.audit_tail(count))
+    }
+
+    /// Proof that the audit trail of today extends the one of `old_size` entries.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn consistency_proof(&self, old_size: u64) -> Result<Vec<Hash>, ReadError> {
+        self.read(|reader| reader.consistency_proof(old_size))
+    }
+
+    /// Recomputes the audit tree from its entries. `progress` is told how many of how many are done.
+    ///
+    /// # Errors
+    /// [`ReadError`] when the check could not be made; what it found is in the findings.
+    pub fn verify_audit(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<AuditFindings, ReadError> {
+        self.read(|reader| reader.check_audit(progress))
+    }
+
+    /// Opens every value and file and compares them with the table heads, the audit trail among them.
+    ///
+    /// # Errors
+    /// [`ReadError`] when the check could not be made; what it found is in the findings.
+    pub fn verify_all(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<StateFindings, ReadError> {
+        self.read(|reader| reader.check_all(progress))
+    }
+
+    /// Opens the database and takes the keys: everything of an unsealing that changes nothing. With `check`, every page of
+    /// the database is verified first.
+    pub(crate) fn load(&self, opened: &mut Opened, unlocked: &Unlocked, check: bool) -> Result<(), UnsealError> {
+        opened.db = Some(backend::open(&*self.disk, &self.dir, check)?);
+        opened.failed.store(false, Ordering::Release);
+        opened.keys.set_roots(&unlocked.root, &unlocked.epoch);
+        check_format(opened.snapshot()?)?;
+        for shared in Shared::ALL {
+            let key = shared_key(&Reader::new(opened, &self.dir, opened.snapshot()?), shared)?;
+            opened.keys.set_shared(shared, &key);
+        }
+        Ok(())
+    }
+
+    /// Everything of an unsealing that changes something.
+    fn start(&self, opened: &Opened, audit: AuditDraft) -> Result<(), UnsealError> {
+        blobs::sweep(&Reader::new(opened, &self.dir, opened.snapshot()?))?;
+        self.leave_as(opened, Run::Running, &[audit])?;
+        stop::consume(&self.dir).map_err(Fault::from)?;
+        Ok(())
+    }
+
+    fn stop(&self, opened: &mut Opened, audit: AuditDraft) -> Result<(), WriteError> {
+        if opened.failed.load(Ordering::Acquire) {
+            opened.reopen(&*self.disk, &self.dir)?;
+        }
+        self.leave_as(opened, Run::Stopped, &[audit])?;
+        // The database keeps the state before the last commit, too: from now on both say that it stopped.
+        self.leave_as(opened, Run::Stopped, &[])?;
+        if let Some(db) = opened.db.take() {
+            db.close().map_err(Fault::from)?;
+        }
+        stop::write(&self.dir, &opened.keys.stop_key()).map_err(Fault::from)?;
+        Ok(())
+    }
+
+    fn leave_as(&self, opened: &Opened, run: Run, audit: &[AuditDraft]) -> Result<(), WriteError> {
+        let mut writer = opened.writer(&self.dir, &*self.entropy)?;
+        writer.put(Table::Meta, RUN_KEY, Purpose::Shared(Shared::Meta), &format::encode(&run))?;
+        if !audit.is_empty() {
+            writer.append_audit(audit)?;
+        }
+        writer.store_heads()?;
+        Ok(writer.commit()?)
+    }
+
+    /// The unsealed store, its database opened again when the disk had failed under it.
+    fn ready(&self) -> Result<RwLockReadGuard<'_, Opened>, ReadError> {
+        let opened = self.shared();
+        if !opened.unsealed {
+            return Err(ReadError::Sealed);
+        }
+        if !opened.failed.load(Ordering::Acquire) {
+            return Ok(opened);
+        }
+        drop(opened);
+        let mut opened = self.exclusive();
+        if opened.unsealed && opened.failed.load(Ordering::Acquire) {
+            opened.reopen(&*self.disk, &self.dir)?;
+        }
+        drop(opened);
+        let opened = self.shared();
+        if opened.unsealed { Ok(opened) } else { Err(ReadError::Sealed) }
+    }
+
+    pub(crate) fn shared(&self) -> RwLockReadGuard<'_, Opened> {
+        self.opened.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn exclusive(&self) -> RwLockWriteGuard<'_, Opened> {
+        self.opened.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = if self.is_unsealed() { "unsealed" } else { "sealed" };
+        write!(f, "Store({}, {state})", self.id())
+    }
+}
+
+impl Opened {
+    fn new(store: StoreId) -> io::Result<Self> {
+        let keys = Keys::new(store)?;
+        Ok(Self { keys, seals: Seals::new(), unsealed: false, db: None, failed: AtomicBool::new(false) })
+    }
+
+    /// Passes an answer of the disk on, and remembers when it was a failure.
+    pub(crate) fn noted<T>(&self, result: Result<T, Fault>) -> Result<T, Fault> {
+        if matches!(result, Err(Fault::Io(_) | Fault::DiskFull)) {
+            self.failed.store(true, Ordering::Release);
+        }
+        result
+    }
+
+    pub(crate) fn snapshot(&self) -> Result<Txn, Fault> {
+        self.noted(Txn::read(self.db()?))
+    }
+
+    fn writer<'s>(&'s self, dir: &'s Path, entropy: &'s dyn Entropy) -> Result<Writer<'s>, WriteError> {
+        let txn = self.noted(Txn::write(self.db()?))?;
+        Ok(Writer::new(Reader::new(self, dir, txn), entropy))
+    }
+
+    fn db(&self) -> Result<&Database, Fault> {
+        self.db.as_ref().ok_or_else(|| Fault::Io(io::Error::other("the database is closed")))
+    }
+
+    /// Opens the database again after the disk failed. Nothing is retried: what was not durable is gone.
+    fn reopen(&mut self, disk: &dyn Disk, dir: &Path) -> Result<(), Fault> {
+        self.db = None;
+        self.db = Some(backend::open(disk, dir, true)?);
+        self.failed.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Closes the database and overwrites the keys.
+    fn close(&mut self) {
+        self.db = None;
+        self.keys.wipe();
+        self.unsealed = false;
+    }
+
+    /// Writes the first contents of a new database.
+    fn fill(
+        &mut self,
+        dir: &Path,
+        entropy: &dyn Entropy,
+        unlocked: &Unlocked,
+        audit: AuditDraft,
+    ) -> Result<(), WriteError> {
+        self.keys.set_roots(&unlocked.root, &unlocked.epoch);
+        let shared = Shared::ALL.map(|shared| (shared, Zeroizing::new(entropy::array(entropy))));
+        for (name, key) in &shared {
+            self.keys.set_shared(*name, key);
+        }
+        let mut writer = self.writer(dir, entropy)?;
+        writer.txn.create_tables()?;
+        writer.noted(writer.txn.insert(Table::Anchor, FORMAT_KEY, &format::VERSION.to_le_bytes()))?;
+        for (name, key) in shared {
+            writer.adopt_key(Purpose::Shared(name), key)?;
+        }
+        writer.put(Table::Meta, RUN_KEY, Purpose::Shared(Shared::Meta), &format::encode(&Run::Running))?;
+        writer.set_consent_epoch(1)?;
+        writer.set_history(&[])?;
+        writer.append_audit(&[audit])?;
+        writer.store_heads()?;
+        Ok(writer.commit()?)
+    }
+}
+
+impl Reader<'_> {
+    /// How the store was left.
+    pub(crate) fn run(&self) -> Result<Run, ReadError> {
+        self.decoded(Table::Meta, RUN_KEY)?.ok_or(ReadError::Integrity("how the store was left is not recorded"))
+    }
+}
+
+fn prepare_folder(dir: &Path, passphrase: &Secret) -> Result<(), CreateError> {
+    if passphrase.expose().is_empty() {
+        return Err(CreateError::EmptyPassphrase);
+    }
+    if Store::exists(dir) {
+        return Err(CreateError::Exists);
+    }
+    if dir.join(backend::FILE).exists() && !dir.join(UNFINISHED_KEYRING).exists() {
+        return Err(CreateError::KeyringMissing);
+    }
+    files::private_dir(dir).and_then(|()| files::private_dir(&dir.join(blobs::DIR))).map_err(Fault::from)?;
+    Ok(())
+}
+
+fn check_format(txn: Txn) -> Result<(), UnsealError> {
+    let stored = txn.get(Table::Anchor, FORMAT_KEY)?;
+    let Some(version) = stored.and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes) else {
+        return Err(UnsealError::Integrity("the database does not say which format it has"));
+    };
+    if version == format::VERSION {
+        Ok(())
+    } else {
+        Err(UnsealError::Version { found: version, supported: format::VERSION })
+    }
+}
