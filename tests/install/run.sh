@@ -111,13 +111,124 @@ base_tree() {
     rm -rf "$work/new"
 }
 
+has_leader() { [ -n "$(leader)" ]; }
+# `degraded` is a system that is up with a unit that failed; which one is looked at in `units`.
+booted() { inside systemctl is-system-running 2>/dev/null | grep -E -q '^(running|degraded)$'; }
+ready() { inside empathctl status --json | grep -q '"engine": "ready"'; }
+active() { inside systemctl is-active --quiet "$1"; }
+
 boot() {
+    step "boot"
+    rm -rf "$tree"
+    mkdir -p "$tree"
+    tar -C "$tree" -xf "$base"
     systemd-nspawn --quiet --boot --register=no --keep-unit --private-network --console=pipe --directory="$tree" \
         </dev/null >"$console" 2>&1 &
     nspawn=$!
-    wait_for "the system's first process" 20 [ -n "$(leader)" ] || true
-    wait_for "the booted system" "$BOOT_SECONDS" inside systemctl is-active multi-user.target
+    wait_for "the system's first process" 20 has_leader
+    wait_for "the booted system" "$BOOT_SECONDS" booted
+    inside systemctl --version | head -n 1
+}
+
+# The newest packages that packaging/build-deb.sh made.
+install_packages() {
+    step "install"
+    for name in empathd_ empathd-model-smollm2_; do
+        deb=$(find "$root/target/debian" -maxdepth 1 -name "$name*.deb" -printf '%T@ %p\n' 2>/dev/null | sort -rn | sed -n '1s/[^ ]* //p')
+        [ -n "$deb" ] || fail "target/debian/$name*.deb is missing; run: packaging/build-deb.sh"
+        cp "$deb" "$tree/root/"
+    done
+    INSIDE_SECONDS=180 inside sh -c 'dpkg -i /root/empathd_*.deb /root/empathd-model-smollm2_*.deb' ||
+        fail "the packages do not install"
+    wait_for "empathd.service" "$SERVICE_SECONDS" active empathd.service
+    inside systemctl show empathd.service --property=ActiveState,SubState,Type,StatusText
+    # READY without a store, and the door closed.
+    inside empathctl status --json | grep -q '"state": "uninitialised"' || fail "a fresh appliance is not uninitialised"
+    if inside curl --silent --insecure --max-time 5 https://127.0.0.1:8443/livez; then
+        fail "the API answers without a store"
+    fi
+}
+
+init() {
+    step "empathctl init"
+    inside sh -c 'umask 077; head -c 24 /dev/urandom | base64 >/root/passphrase'
+    inside empathctl init --passphrase-file /root/passphrase || fail "init"
+    step "empathctl status"
+    wait_for "the engine" "$ENGINE_SECONDS" ready
+    inside empathctl status || fail "status"
+}
+
+ask() {
+    inside curl --silent --show-error --fail-with-body --max-time 60 --cacert /root/certs/ca.pem "$@"
+}
+
+answer() {
+    step "a certificate, and an answer over mutual TLS"
+    inside empathctl cert enroll ehr-1 --role ehr --days 90 --out /root/certs || fail "cert enroll"
+    # The command that `cert enroll` prints is one that works.
+    command=$(inside empathctl cert enroll ehr-2 --out /root/certs --json | sed -n 's/.*"try_it": "\(.*\)".*/\1/p')
+    inside sh -c "$command --silent --fail --max-time 30" | tee "$work/models.json" || fail "the printed curl command"
+    model=$(sed -n 's/.*"id":[[:space:]]*"\([^"]*\)".*/\1/p' "$work/models.json" | head -n 1)
+    [ -n "$model" ] || fail "no model is listed"
+    body='{"model":"'$model'","max_tokens":24,"temperature":0,"messages":[{"role":"user","content":"Hello, I slept badly."}]}'
+    ask --cert /root/certs/ehr-1.pem --key /root/certs/ehr-1.key --json "$body" \
+        https://127.0.0.1:8443/v1/chat/completions | tee "$work/answer.json" || fail "no answer"
+    grep -q '"content"' "$work/answer.json" || fail "the answer has no content"
+    printf '\n'
+    if ask https://127.0.0.1:8443/v1/models >/dev/null 2>&1; then fail "a caller without a certificate is answered"; fi
+    echo "without a certificate: refused"
+}
+
+guards() {
+    step "who may what"
+    for unit in empathd.service empathd.socket empathd-engine.service empathd-engine.socket; do
+        active "$unit" || fail "$unit is not active"
+        printf '%-24s active\n' "$unit"
+    done
+    inside stat -c '%A %U:%G %n' /var/lib/empathd /run/empathd/admin.sock /run/empathd-engine/engine.sock
+    [ "$(inside stat -c '%a %U:%G' /var/lib/empathd)" = "700 empathd:empathd" ] || fail "the state folder is open"
+    [ "$(inside stat -c '%a %U:%G' /run/empathd/admin.sock)" = "660 root:empathd-admin" ] || fail "the admin socket"
+    [ "$(inside stat -c '%a %U:%G' /run/empathd-engine/engine.sock)" = "660 root:empathd" ] || fail "the engine's socket"
+    code=0
+    inside setpriv --reuid=65534 --regid=65534 --clear-groups empathctl status >/dev/null 2>&1 || code=$?
+    [ "$code" = 4 ] || fail "a stranger's empathctl ends with $code, not 4"
+    echo "a stranger on the admin socket: refused"
+    inside useradd --create-home clerk
+    inside usermod --append --groups empathd-admin clerk
+    inside setpriv --reuid=clerk --regid=clerk --init-groups empathctl audit verify || fail "a member of empathd-admin"
+    engine=$(inside systemctl show --property=MainPID --value empathd-engine.service)
+    # The engine has no network but a loopback of its own, and sees no keys.
+    [ "$(inside readlink "/proc/$engine/ns/net")" != "$(inside readlink /proc/1/ns/net)" ] || fail "the engine has a network"
+    echo "the engine: no network"
+}
+
+restart() {
+    step "restart: sealed until the passphrase comes"
+    inside systemctl restart empathd.service || fail "restart"
+    inside empathctl status --json | grep -q '"state": "sealed"' || fail "not sealed after a restart"
+    code=0
+    inside empathctl dataset list >/dev/null 2>&1 || code=$?
+    [ "$code" = 3 ] || fail "a sealed appliance ends with $code, not 3"
+    inside empathctl unseal --passphrase-file /root/passphrase || fail "unseal"
+    inside empathctl audit verify || fail "audit verify"
+}
+
+purge() {
+    step "purge keeps the records"
+    INSIDE_SECONDS=180 inside dpkg --purge empathd || fail "purge"
+    inside test -s /var/lib/empathd/keyring || fail "the purge took the state"
+    if inside test -e /etc/empathd/empathd.toml; then fail "the purge left the configuration"; fi
 }
 
 tools
 base_tree
+boot
+install_packages
+init
+answer
+guards
+restart
+purge
+step "power off"
+stop
+printf '\nThe packages install and serve.\n'
