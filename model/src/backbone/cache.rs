@@ -1,17 +1,31 @@
-//! Keys and values of one answer under way.
+//! Keys and values of one answer under way. They are clinical content: the memory is overwritten before it is given back.
 
 use crate::config::BackboneConfig;
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+/// Tokens by which it grows at least.
+const GROWTH: usize = 256;
 
 /// Keys and values of the tokens seen so far, every layer.
 pub struct KvCache {
+    layers: Vec<LayerCache>,
     len: usize,
+    capacity: usize,
+    context: usize,
+    wiped_bytes: u64,
+}
+
+/// Keys and values of one layer, rows `0..len` of a longer buffer.
+pub(crate) struct LayerCache {
+    keys: Tensor,
+    values: Tensor,
 }
 
 impl KvCache {
-    /// An empty one.
+    /// An empty one. It grows with what is put in, up to the model's context.
     #[must_use]
-    pub fn new(_config: &BackboneConfig) -> Self {
-        Self { len: 0 }
+    pub const fn new(config: &BackboneConfig) -> Self {
+        Self { layers: Vec::new(), len: 0, capacity: 0, context: config.context, wiped_bytes: 0 }
     }
 
     /// Tokens in it.
@@ -26,9 +40,109 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Overwrites everything with zeros and empties it; the number of bytes overwritten.
+    /// Overwrites everything with zeros and empties it. Returns the bytes overwritten since the last wipe, those of
+    /// buffers it outgrew among them.
     pub fn wipe(&mut self) -> u64 {
         self.len = 0;
-        0
+        for layer in &self.layers {
+            self.wiped_bytes += layer.zero();
+        }
+        std::mem::take(&mut self.wiped_bytes)
+    }
+
+    /// Makes room for `count` more tokens.
+    ///
+    /// # Errors
+    /// The context would be exceeded.
+    pub(super) fn reserve(&mut self, count: usize, config: &BackboneConfig) -> Result<()> {
+        let needed = self.len + count;
+        if needed > self.context {
+            bail!("{needed} tokens exceed the context of {}", self.context)
+        }
+        if needed <= self.capacity {
+            return Ok(());
+        }
+        let rows = needed.max(2 * self.capacity).next_multiple_of(GROWTH).min(self.context);
+        let fresh = || LayerCache::zeros(rows, config.kv_width());
+        let grown: Vec<LayerCache> = (0..config.layers).map(|_| fresh()).collect::<Result<_>>()?;
+        for (old, new) in self.layers.iter().zip(&grown) {
+            new.copy(old, self.len)?;
+            self.wiped_bytes += old.zero();
+        }
+        (self.layers, self.capacity) = (grown, rows);
+        Ok(())
+    }
+
+    /// The cache of a layer and the tokens before this pass.
+    pub(super) fn layer(&mut self, index: usize) -> (&LayerCache, usize) {
+        (&self.layers[index], self.len)
+    }
+
+    /// Counts the tokens of a finished pass.
+    pub(super) const fn advance(&mut self, count: usize) {
+        self.len += count;
+    }
+}
+
+impl Drop for KvCache {
+    fn drop(&mut self) {
+        self.wipe();
+    }
+}
+
+impl LayerCache {
+    fn zeros(rows: usize, width: usize) -> Result<Self> {
+        let zeros = || Tensor::zeros((rows, width), DType::F32, &Device::Cpu);
+        Ok(Self { keys: zeros()?, values: zeros()? })
+    }
+
+    /// Takes the first `len` rows of another.
+    fn copy(&self, other: &Self, len: usize) -> Result<()> {
+        if len > 0 {
+            self.keys.slice_set(&other.keys.narrow(0, 0, len)?, 0, 0)?;
+            self.values.slice_set(&other.values.narrow(0, 0, len)?, 0, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Puts rows after the first `len` and gives all rows up to them.
+    pub(super) fn extend(&self, len: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
+        let all = len + keys.dim(0)?;
+        self.keys.slice_set(keys, 0, len)?;
+        self.values.slice_set(values, 0, len)?;
+        Ok((self.keys.narrow(0, 0, all)?, self.values.narrow(0, 0, all)?))
+    }
+
+    /// Overwrites both buffers; their bytes. Filling an own f32 buffer with zeros cannot fail; a failure counts nothing.
+    fn zero(&self) -> u64 {
+        let zero = |t: &Tensor| t.zero_set().map_or(0, |()| t.elem_count() * size_of::<f32>());
+        (zero(&self.keys) + zero(&self.values)) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+
+    #[test]
+    fn outgrown_and_live_buffers_are_overwritten() {
+        let config = BackboneConfig { context: 1024, ..tiny() };
+        let mut cache = KvCache::new(&config);
+        let ones = Tensor::ones((5, config.kv_width()), DType::F32, &Device::Cpu).unwrap();
+        cache.reserve(5, &config).unwrap();
+        let old = cache.layers[0].keys.clone();
+        cache.layer(0).0.extend(0, &ones, &ones).unwrap();
+        cache.advance(5);
+        assert_eq!(cache.len(), 5);
+        assert!(old.sum_all().unwrap().to_scalar::<f32>().unwrap() > 0.0, "the view sees the live buffer");
+        cache.reserve(GROWTH, &config).unwrap();
+        assert_eq!(old.sum_all().unwrap().to_scalar::<f32>().unwrap(), 0.0, "the outgrown buffer is zero");
+        let live = cache.layers[0].keys.clone();
+        assert!(live.sum_all().unwrap().to_scalar::<f32>().unwrap() > 0.0, "the rows moved along");
+        let row_bytes = (config.kv_width() * 2 * config.layers * size_of::<f32>()) as u64;
+        assert_eq!(cache.wipe(), row_bytes * (GROWTH + 2 * GROWTH) as u64);
+        assert_eq!(live.sum_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
+        assert!(cache.reserve(1025, &config).is_err());
     }
 }

@@ -1,57 +1,157 @@
-//! Frozen Llama-family weights and the one way through them.
+//! Frozen Llama-family weights and the one way through them, for training and for answers alike. Refuses to know where
+//! weights come from and what an adapter's numbers mean.
 
 mod cache;
+mod layer;
 
 pub use cache::KvCache;
+pub(crate) use layer::{Pass, Routed};
 
-use crate::adapter::{ExpertLoad, Mixture};
+use crate::adapter::{ExpertLoad, Linear, Mixture};
 use crate::config::BackboneConfig;
-use candle_core::{Device, Result, Tensor};
+use crate::ops::{RopeTable, frozen_linear, rms_norm};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use layer::{Layer, Shared};
+use std::sync::Arc;
 
-/// Frozen weights; cloning shares them.
+/// Where a weight comes from: asked by Hugging Face name and shape.
+pub type Weights<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'a;
+
+/// Frozen f32 weights; cloning shares them.
 #[derive(Clone)]
 pub struct Backbone {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     config: BackboneConfig,
+    rope: RopeTable,
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    head: Tensor,
 }
 
 impl Backbone {
     /// Reads every weight once from `weights`, which is asked by Hugging Face name and shape.
     ///
     /// # Errors
-    /// A weight is missing or has another shape.
-    pub fn new(
-        config: BackboneConfig,
-        _weights: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor>,
-        _device: &Device,
-    ) -> Result<Self> {
-        Ok(Self { config })
+    /// The shape contradicts itself, or a weight is missing or has another shape.
+    pub fn new(config: BackboneConfig, weights: &mut Weights<'_>, device: &Device) -> Result<Self> {
+        config.check().map_err(candle_core::Error::wrap)?;
+        let mut take = |name: &str, shape: &[usize]| -> Result<Tensor> {
+            let tensor = weights(name, shape)?;
+            if tensor.dims() != shape {
+                bail!("weight {name} has shape {:?}, expected {shape:?}", tensor.dims())
+            }
+            tensor.to_device(device)?.to_dtype(DType::F32)?.contiguous()
+        };
+        let (vocab, hidden) = (config.vocab, config.hidden);
+        let embedding = take("model.embed_tokens.weight", &[vocab, hidden])?;
+        let head = if config.tied_head { embedding.clone() } else { take("lm_head.weight", &[vocab, hidden])? };
+        let norm = take("model.norm.weight", &[hidden])?;
+        let layers = (0..config.layers).map(|index| layer(index, &config, &mut take)).collect::<Result<_>>()?;
+        let rope = RopeTable::new(&config);
+        Ok(Self { inner: Arc::new(Inner { config, rope, embedding, layers, norm, head }) })
     }
 
     /// The shape.
     #[must_use]
-    pub const fn config(&self) -> &BackboneConfig {
-        &self.config
+    pub fn config(&self) -> &BackboneConfig {
+        &self.inner.config
     }
 
-    /// Appends `ids` to the cache and gives the logits `[vocab]` after the last of them.
+    /// Number of frozen weights.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        let inner = &self.inner;
+        let layers = inner.layers.iter().flat_map(|l| l.weights.iter().chain([&l.attention_norm, &l.ffn_norm]));
+        let head = (!inner.config.tied_head).then_some(&inner.head);
+        layers.chain([&inner.embedding, &inner.norm]).chain(head).map(|t| t.elem_count() as u64).sum()
+    }
+
+    /// Appends `ids` to the cache and gives the logits `[vocab]` after the last of them. Counts routing into `load`.
     ///
     /// # Errors
     /// The context is exceeded, an id is outside the vocabulary, or a tensor operation failed.
     pub fn forward(
         &self,
-        _ids: &[u32],
-        _cache: &mut KvCache,
-        _mixture: Option<&Mixture>,
-        _load: Option<&mut ExpertLoad>,
+        ids: &[u32],
+        cache: &mut KvCache,
+        mixture: Option<&Mixture>,
+        mut load: Option<&mut ExpertLoad>,
     ) -> Result<Vec<f32>> {
-        candle_core::bail!("not written yet")
+        let mut x = self.embed(ids)?;
+        cache.reserve(ids.len(), self.config())?;
+        let pass = Pass::continued(cache.len(), ids.len());
+        let shared = Shared { config: self.config(), rope: &self.inner.rope, pass: &pass };
+        for (index, layer) in self.inner.layers.iter().enumerate() {
+            let adapter = mixture.map(|m| m.layer(index));
+            let (next, routed) = layer.forward(&x, &shared, adapter, None, Some(cache.layer(index)))?;
+            if let (Some(load), Some(routed)) = (load.as_deref_mut(), routed) {
+                load.count(&routed.choice, &routed.gates)?;
+            }
+            x = next;
+        }
+        cache.advance(ids.len());
+        let last = x.narrow(0, ids.len() - 1, 1)?;
+        frozen_linear(&self.normed(&last)?, &self.inner.head)?.flatten_all()?.to_vec1()
     }
 
-    /// Logits `[T, vocab]` of every position.
+    /// Logits `[T, vocab]` of every position, without a cache.
     ///
     /// # Errors
     /// As [`Backbone::forward`].
-    pub fn logits_all(&self, _ids: &[u32], _mixture: Option<&Mixture>) -> Result<Tensor> {
-        candle_core::bail!("not written yet")
+    pub fn logits_all(&self, ids: &[u32], mixture: Option<&Mixture>) -> Result<Tensor> {
+        let mut x = self.embed(ids)?;
+        let pass = Pass::packed(&[ids.len()]);
+        for index in 0..self.config().layers {
+            x = self.layer_forward(index, &x, &pass, mixture, None)?.0;
+        }
+        frozen_linear(&self.normed(&x)?, &self.inner.head)
     }
+
+    /// The stream before the first layer, `[ids, hidden]`.
+    pub(crate) fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        if ids.is_empty() || ids.iter().any(|id| *id as usize >= self.config().vocab) {
+            bail!("there is no token, or one outside the vocabulary of {}", self.config().vocab)
+        }
+        self.inner.embedding.index_select(&Tensor::new(ids, self.inner.embedding.device())?, 0)
+    }
+
+    /// The stream after layer `index`, and what its router decided.
+    pub(crate) fn layer_forward(
+        &self,
+        index: usize,
+        x: &Tensor,
+        pass: &Pass,
+        mixture: Option<&Mixture>,
+        forced: Option<&[u64]>,
+    ) -> Result<(Tensor, Option<Routed>)> {
+        let shared = Shared { config: self.config(), rope: &self.inner.rope, pass };
+        self.inner.layers[index].forward(x, &shared, mixture.map(|m| m.layer(index)), forced, None)
+    }
+
+    /// The stream as the head reads it.
+    pub(crate) fn normed(&self, x: &Tensor) -> Result<Tensor> {
+        rms_norm(x, &self.inner.norm, self.config().rms_eps)
+    }
+
+    /// The output head `[vocab, hidden]`.
+    pub(crate) fn head(&self) -> &Tensor {
+        &self.inner.head
+    }
+}
+
+/// Weights of one layer.
+fn layer(index: usize, config: &BackboneConfig, take: &mut Weights<'_>) -> Result<Layer> {
+    let mut norm = |name: &str| take(&format!("model.layers.{index}.{name}.weight"), &[config.hidden]);
+    let attention_norm = norm("input_layernorm")?;
+    let ffn_norm = norm("post_attention_layernorm")?;
+    let weights = Linear::ALL.iter().map(|linear| {
+        let (inner, out) = linear.sides(config);
+        take(&format!("model.layers.{index}.{}.weight", linear.name()), &[out, inner])
+    });
+    let weights = weights.collect::<Result<_>>()?;
+    Ok(Layer { attention_norm, ffn_norm, weights })
 }

@@ -1,1 +1,28 @@
-//! Differentiable operations of our own.
+//! Differentiable operations of our own: forward and backward of each in one file, frozen operands without a gradient.
+//! They work on f32 in the processor's memory, on packed rows `[tokens, width]`; other devices are refused by candle
+//! with the operation's name. Nothing here knows models or adapters.
+//!
+//! candle's own fused operations cut the gradient silently, and its matrix product computes and keeps the gradient of
+//! frozen weights; that is why these exist.
+
+mod attention;
+mod cross_entropy;
+mod gate;
+pub(crate) mod host;
+mod linear;
+mod rms_norm;
+mod rope;
+mod router_loss;
+mod swiglu;
+
+#[cfg(test)]
+pub(crate) mod check;
+
+pub use attention::{Segment, attention};
+pub use cross_entropy::{Target, linear_cross_entropy, linear_nll};
+pub use gate::{Choice, choose, gate, spread};
+pub use linear::{adapted_linear, down, frozen_linear};
+pub use rms_norm::rms_norm;
+pub use rope::{RopeTable, rope};
+pub use router_loss::{RouterGoal, router_loss};
+pub use swiglu::swiglu;

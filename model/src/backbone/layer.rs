@@ -1,0 +1,121 @@
+//! One decoder layer: norm, attention, norm, feed-forward, each added to the stream. The same code trains and answers.
+
+use super::cache::LayerCache;
+use crate::adapter::{LayerAdapter, Linear, Projection};
+use crate::config::BackboneConfig;
+use crate::ops::{Choice, RopeTable, Segment, attention, choose, down, gate, rms_norm, rope, swiglu};
+use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+/// Frozen weights of one layer.
+pub(super) struct Layer {
+    pub(super) attention_norm: Tensor,
+    pub(super) ffn_norm: Tensor,
+    /// In the order of [`Linear::ALL`].
+    pub(super) weights: Vec<Tensor>,
+}
+
+/// How the packed rows of one pass belong together.
+#[derive(Clone)]
+pub(crate) struct Pass {
+    /// Position of each row in its own conversation.
+    pub(crate) positions: Arc<[u32]>,
+    /// Conversations.
+    pub(crate) segments: Arc<[Segment]>,
+}
+
+impl Pass {
+    /// Conversations of these lengths, each from its beginning.
+    pub(crate) fn packed(lengths: &[usize]) -> Self {
+        let positions = lengths.iter().flat_map(|len| (0..*len).map(|p| u32::try_from(p).unwrap_or(u32::MAX)));
+        Self { positions: positions.collect(), segments: Segment::packed(lengths).into() }
+    }
+
+    /// One conversation that goes on after `past` tokens.
+    pub(super) fn continued(past: usize, count: usize) -> Self {
+        let positions = (past..past + count).map(|p| u32::try_from(p).unwrap_or(u32::MAX));
+        let segment = Segment { query_start: 0, queries: count, key_start: 0, past };
+        Self { positions: positions.collect(), segments: [segment].into() }
+    }
+}
+
+/// What a router decided for the rows of a pass.
+pub(crate) struct Routed {
+    /// `[rows, experts]`, before anything is dropped.
+    pub(crate) logits: Tensor,
+    /// Who was taken.
+    pub(crate) choice: Choice,
+    /// `[rows, experts]`, rows summing to one.
+    pub(crate) gates: Tensor,
+}
+
+/// What is the same for every layer of a pass.
+pub(super) struct Shared<'a> {
+    pub(super) config: &'a BackboneConfig,
+    pub(super) rope: &'a RopeTable,
+    pub(super) pass: &'a Pass,
+}
+
+impl Layer {
+    /// The stream after this layer. `forced` choices replace the router's own.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        shared: &Shared<'_>,
+        adapter: Option<&LayerAdapter>,
+        forced: Option<&[u64]>,
+        cache: Option<(&LayerCache, usize)>,
+    ) -> Result<(Tensor, Option<Routed>)> {
+        let eps = shared.config.rms_eps;
+        let seen = rms_norm(x, &self.attention_norm, eps)?;
+        let x = (x + self.attend(&seen, shared, adapter, cache)?)?;
+        let seen = rms_norm(&x, &self.ffn_norm, eps)?;
+        let routed = adapter.map(|a| route(&seen, a, forced)).transpose()?.flatten();
+        let gates = routed.as_ref().map(|r| &r.gates);
+        let project = |linear, x: &Tensor| self.projection(linear, adapter, gates).apply(x);
+        let inner = swiglu(&project(Linear::Gate, &seen)?, &project(Linear::Up, &seen)?)?;
+        Ok(((x + project(Linear::Down, &inner)?)?, routed))
+    }
+
+    fn attend(
+        &self,
+        x: &Tensor,
+        shared: &Shared<'_>,
+        adapter: Option<&LayerAdapter>,
+        cache: Option<(&LayerCache, usize)>,
+    ) -> Result<Tensor> {
+        let project = |linear, x: &Tensor| self.projection(linear, adapter, None).apply(x);
+        let Shared { config, rope: table, pass } = shared;
+        let q = rope(&project(Linear::Query, x)?, table, &pass.positions)?;
+        let k = rope(&project(Linear::Key, x)?, table, &pass.positions)?;
+        let v = project(Linear::Value, x)?;
+        let (k, v) = match cache {
+            Some((cache, len)) => cache.extend(len, &k, &v)?,
+            None => (k, v),
+        };
+        let mixed = attention((&q, &k, &v), config.heads, config.kv_heads, &pass.segments)?;
+        project(Linear::Output, &mixed)
+    }
+
+    fn projection<'a>(
+        &'a self,
+        linear: Linear,
+        adapter: Option<&'a LayerAdapter>,
+        gates: Option<&'a Tensor>,
+    ) -> Projection<'a> {
+        let weight = &self.weights[linear as usize];
+        match adapter {
+            None => Projection::Frozen { weight },
+            Some(layer) => Projection::Adapted { weight, pair: layer.pair(linear), scale: layer.scale(), gates },
+        }
+    }
+}
+
+/// The decision of a layer's router, when it has one.
+fn route(x: &Tensor, adapter: &LayerAdapter, forced: Option<&[u64]>) -> Result<Option<Routed>> {
+    let Some(router) = adapter.router() else { return Ok(None) };
+    let logits = down(x, router)?;
+    let choice = choose(&logits, adapter.top_k(), forced)?;
+    let gates = gate(&logits, &choice)?;
+    Ok(Some(Routed { logits, choice, gates }))
+}

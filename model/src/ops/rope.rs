@@ -1,0 +1,162 @@
+//! Rotary positions, in the half-split convention of Hugging Face (column `i` turns with column `i + width/2`).
+
+use super::host::{ROWS_PER_TASK, host, output, packed, slice, tensor};
+use crate::config::{BackboneConfig, RopeScaling};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Cosines and sines of every position of a context.
+#[derive(Clone)]
+pub struct RopeTable {
+    half: usize,
+    /// Positions times `half` pairs of cosine and sine.
+    turns: Arc<[(f32, f32)]>,
+}
+
+impl RopeTable {
+    /// The table of a model.
+    #[must_use]
+    pub fn new(config: &BackboneConfig) -> Self {
+        let half = config.head_dim / 2;
+        let rates: Vec<f64> = (0..half).map(|i| rate(config, i)).collect();
+        let turns = (0..config.context).flat_map(|position| {
+            rates.iter().map(move |rate| {
+                let angle = position as f64 * rate;
+                (angle.cos() as f32, angle.sin() as f32)
+            })
+        });
+        Self { half, turns: turns.collect() }
+    }
+
+    /// Positions it knows.
+    #[must_use]
+    pub fn positions(&self) -> usize {
+        self.turns.len() / self.half
+    }
+}
+
+/// Radians per position of pair `i`: `theta^(-2i/head_dim)`, stretched as the model says.
+fn rate(config: &BackboneConfig, i: usize) -> f64 {
+    let rate = f64::from(config.rope_theta).powf(-2.0 * i as f64 / config.head_dim as f64);
+    match config.rope_scaling {
+        RopeScaling::None => rate,
+        RopeScaling::Linear { factor } => rate / f64::from(factor),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
+            let turns = original_context as f64 * rate / std::f64::consts::TAU;
+            let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+            rate * (keep + (1.0 - keep) / f64::from(factor))
+        }
+    }
+}
+
+/// Turns every head of every row by its position.
+struct Rope {
+    table: RopeTable,
+    positions: Arc<[u32]>,
+}
+
+/// Turns each head of row `i` of `x[n, heads·width]` by `positions[i]`.
+///
+/// # Errors
+/// A position is beyond the table, or shapes, type or device do not fit.
+pub fn rope(x: &Tensor, table: &RopeTable, positions: &Arc<[u32]>) -> Result<Tensor> {
+    x.apply_op1(Rope { table: table.clone(), positions: positions.clone() })
+}
+
+impl Rope {
+    /// Turns forward for `sign` 1, back for −1.
+    fn turn(&self, x: &[f32], n: usize, width: usize, sign: f32) -> Result<Vec<f32>> {
+        let half = self.table.half;
+        if self.positions.len() != n || !width.is_multiple_of(2 * half) {
+            bail!("{} positions of heads of {} meet {n} rows of {width}", self.positions.len(), 2 * half)
+        }
+        if self.positions.iter().any(|p| *p as usize >= self.table.positions()) {
+            bail!("a position is beyond the context of {} tokens", self.table.positions())
+        }
+        let mut y = vec![0f32; n * width];
+        let block = ROWS_PER_TASK * width;
+        let rows = self.positions.par_chunks(ROWS_PER_TASK);
+        y.par_chunks_mut(block).zip(x.par_chunks(block)).zip(rows).for_each(|((y, x), positions)| {
+            for ((y, x), position) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(positions) {
+                let turns = &self.table.turns[*position as usize * half..][..half];
+                for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+                    turn_head(y, x, turns, sign);
+                }
+            }
+        });
+        Ok(y)
+    }
+}
+
+/// Turns one head.
+fn turn_head(y: &mut [f32], x: &[f32], turns: &[(f32, f32)], sign: f32) {
+    let half = turns.len();
+    let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
+    for ((((y1, y2), x1), x2), (cos, sin)) in y1.iter_mut().zip(y2).zip(x1).zip(x2).zip(turns) {
+        let sin = sin * sign;
+        *y1 = x1 * cos - x2 * sin;
+        *y2 = x2 * cos + x1 * sin;
+    }
+}
+
+impl CustomOp1 for Rope {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (n, width) = packed(layout)?;
+        output(self.turn(slice(storage, layout)?, n, width, 1.0)?, (n, width))
+    }
+
+    /// A turn's transpose is the turn back.
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let (n, width) = x.dims2()?;
+        let dy = dy.contiguous()?;
+        tensor(self.turn(&*host(&dy)?, n, width, -1.0)?, (n, width)).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::{gradients_hold, random};
+    use super::*;
+    use crate::config::tests::tiny;
+
+    #[test]
+    fn gradient_holds() {
+        let table = RopeTable::new(&tiny());
+        let positions: Arc<[u32]> = vec![0, 1, 2, 0, 63].into();
+        gradients_hold(&[random(&[5, 8], 2)], |v| rope(&v[0], &table, &positions));
+    }
+
+    #[test]
+    fn products_depend_on_the_distance_alone() {
+        let table = RopeTable::new(&tiny());
+        let (q, k) = (random(&[1, 4], 1), random(&[1, 4], 2));
+        let product = |at: u32, from: u32| {
+            let q = rope(&q, &table, &vec![at].into()).unwrap();
+            let k = rope(&k, &table, &vec![from].into()).unwrap();
+            (q * k).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()
+        };
+        assert!((product(9, 4) - product(45, 40)).abs() < 1e-4);
+        assert!((product(9, 4) - product(9, 5)).abs() > 1e-3);
+    }
+
+    #[test]
+    fn a_position_beyond_the_context_is_refused() {
+        assert!(rope(&random(&[1, 4], 1), &RopeTable::new(&tiny()), &vec![64].into()).is_err());
+    }
+
+    #[test]
+    fn llama3_scaling_keeps_the_fast_and_divides_the_slow() {
+        let scaling =
+            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
+        let plain = BackboneConfig { head_dim: 128, rope_theta: 5e5, ..tiny() };
+        let scaled = BackboneConfig { rope_scaling: scaling, ..plain.clone() };
+        assert!((rate(&scaled, 0) - rate(&plain, 0)).abs() < 1e-12);
+        assert!((rate(&scaled, 63) * 8.0 - rate(&plain, 63)).abs() < 1e-12);
+    }
+}
