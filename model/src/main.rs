@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use empathd_model::engine;
-use rustix::process::{Resource, Rlimit, setrlimit, umask};
+use empathd_model::engine::{self, Peers};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior, umask};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -30,13 +30,17 @@ fn main() -> Result<()> {
     if let Some(threads) = arguments.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
     }
-    let listener = match &arguments.socket {
-        Some(path) => bind(path)?,
-        None => inherited().context("there is no socket: give --socket PATH, or start it from a systemd socket")?,
+    let (listener, peers) = match &arguments.socket {
+        Some(path) => (bind(path)?, Peers::SameUser),
+        None => {
+            let listener =
+                inherited().context("there is no socket: give --socket PATH, or start from a systemd socket")?;
+            (listener, Peers::WhoeverMayOpen)
+        }
     };
     eprintln!("empathd-engine {} is listening", env!("CARGO_PKG_VERSION"));
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("systemd cannot be told that the engine is ready")?;
-    let served = engine::serve(&listener, arguments.exit_with_peer);
+    let served = engine::serve(&listener, peers, arguments.exit_with_peer);
     if let Some(path) = &arguments.socket {
         // Only a file name is left behind when this fails.
         drop(std::fs::remove_file(path));
@@ -46,8 +50,7 @@ fn main() -> Result<()> {
 
 /// No core dump, and no words of a conversation in the report of a defect: a panic's message may quote a text.
 fn keep_memory_private() -> Result<()> {
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
-        .context("core dumps cannot be turned off")?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("core dumps cannot be turned off")?;
     std::panic::set_hook(Box::new(|panic| match panic.location() {
         Some(place) => eprintln!("empathd-engine: defect at {}:{}", place.file(), place.line()),
         None => eprintln!("empathd-engine: defect"),

@@ -12,8 +12,9 @@ use empathd_proto::record::Domain;
 use empathd_proto::report::TrainReport;
 use sha2::{Digest, Sha256};
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -430,6 +431,22 @@ fn the_socket_is_for_its_user_alone_and_the_engine_can_end_with_its_peer() {
     }
     assert!(child.wait().expect("ended").success());
     assert!(!path.exists());
+}
+
+#[test]
+fn systemd_can_give_the_listening_socket_as_standard_input() {
+    let folder = tempfile::tempdir().expect("scratch");
+    let path = folder.path().join("given.sock");
+    let listener = UnixListener::bind(&path).expect("bound");
+    let start = |input: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_empathd-engine"));
+        command.arg("--exit-with-peer").stdin(input).stderr(Stdio::null()).spawn().expect("started")
+    };
+    let mut child = start(Stdio::from(OwnedFd::from(listener)));
+    let mut greeting = [0; HEADER_BYTES];
+    UnixStream::connect(&path).expect("listening").read_exact(&mut greeting).expect("greeted");
+    assert!(child.wait().expect("ended").success());
+    assert!(!start(Stdio::null()).wait().expect("ended").success());
 }
 
 #[test]

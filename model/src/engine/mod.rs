@@ -39,15 +39,24 @@ pub enum ServeError {
     Socket(#[from] io::Error),
 }
 
+/// Who may connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peers {
+    /// Processes of the engine's own user, and root.
+    SameUser,
+    /// Whoever the permissions of a socket made by systemd let in: there the daemon is another user.
+    WhoeverMayOpen,
+}
+
 /// Serves one connection after the other; with `exit_with_peer` only the first.
 ///
 /// # Errors
 /// [`ServeError`] when the device or the listening socket fails. What a peer does is never an error.
-pub fn serve(listener: &UnixListener, exit_with_peer: bool) -> Result<(), ServeError> {
+pub fn serve(listener: &UnixListener, peers: Peers, exit_with_peer: bool) -> Result<(), ServeError> {
     let state = State::new(device::open()?);
     loop {
         let (stream, _) = listener.accept()?;
-        if !is_trusted(&stream) {
+        if peers == Peers::SameUser && !is_same_user(&stream) {
             continue;
         }
         // A connection that cannot be set up is closed like one that broke; the daemon comes again.
@@ -60,7 +69,7 @@ pub fn serve(listener: &UnixListener, exit_with_peer: bool) -> Result<(), ServeE
 }
 
 /// Whether the peer runs as the same user or as root.
-fn is_trusted(stream: &UnixStream) -> bool {
+fn is_same_user(stream: &UnixStream) -> bool {
     socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::getuid())
 }
 
