@@ -76,6 +76,12 @@ impl Assessed {
         &self.phi
     }
 
+    /// What the labels of its source allow it to be used for.
+    #[must_use]
+    pub fn purpose(&self) -> Purpose {
+        self.draft.purpose
+    }
+
     /// Measured quality.
     #[must_use]
     pub fn scores(&self) -> &Scores {
