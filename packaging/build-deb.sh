@@ -88,6 +88,15 @@ check_units() {
     exposure empathd-engine "$ENGINE_EXPOSURE"
 }
 
+# The file that is shipped, and the same with every default in force, so that no comment in it is out of date.
+check_configuration() {
+    step "configuration"
+    sed 's/^#\([a-z0-9_]* = \)/\1/' packaging/empathd.toml >"$stage/defaults.toml"
+    for file in packaging/empathd.toml "$stage/defaults.toml"; do
+        "$release/empathd" check-config --config "$file" || fail "the daemon refuses the shipped configuration"
+    done
+}
+
 exposure() {
     report=$(systemd-analyze security --offline=true --no-pager --threshold="$2" "packaging/systemd/$1.service") ||
         fail "the exposure of $1.service is above $2 tenths"
@@ -152,6 +161,7 @@ CONTROL
 
 prepare
 check_units
+check_configuration
 build_daemon
 [ "$model" = no ] || build_model
 if command -v lintian >/dev/null; then

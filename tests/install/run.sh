@@ -38,7 +38,7 @@ leader() {
 # Runs a command in the booted tree.
 inside() {
     timeout "${INSIDE_SECONDS:-60}" nsenter --target "$(leader)" --mount --uts --ipc --net --pid --cgroup \
-        --root --wd=/ env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 "$@"
+        --root --wd env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 "$@"
 }
 
 # Repeats a check once a second until it holds.
