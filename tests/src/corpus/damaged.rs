@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 
 /// Bad records of each kind in the damaged file.
 const EACH: u64 = 3;
-/// Larger than any field of a conversation may be.
-const OVERSIZED_BYTES: usize = 2 * 1024 * 1024;
+/// Larger than a field of a conversation may be.
+const OVERSIZED_BYTES: usize = 384 * 1024;
 
 /// What is wrong with a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +23,7 @@ pub enum Flaw {
     BrokenJson,
     /// Bytes that are no text.
     InvalidUtf8,
-    /// One field of megabytes.
+    /// One field of hundreds of kilobytes.
     OversizedField,
     /// A template that was never filled in.
     TemplateLeftover,

@@ -89,14 +89,17 @@ pub fn write(dir: &Path, seed: u64) -> anyhow::Result<CorpusTruth> {
         roster: put("roster.txt", (desk.people.names().join("\n") + "\n").as_bytes())?,
         bad: flaws.into_iter().map(|(flaw, count)| (flaw.as_str().to_owned(), count)).collect(),
         canaries: desk.people.canaries().cloned().collect(),
-        sentences: text::edge_themes().flat_map(|edge| sentences(&edge.theme)).chain(everyday_sentences()).collect(),
+        sentences: spoken(&files),
     };
     put("truth.json", &serde_json::to_vec_pretty(&truth)?)?;
     Ok(truth)
 }
 
-fn everyday_sentences() -> impl Iterator<Item = String> {
-    text::everyday::THEMES.iter().flat_map(sentences)
+/// The sentences of the themes that the dice did choose.
+fn spoken(files: &[SourceFile]) -> Vec<String> {
+    let whole: String = files.iter().map(|file| String::from_utf8_lossy(&file.bytes)).collect();
+    let themes = text::edge_themes().map(|edge| &edge.theme).chain(text::everyday::THEMES);
+    themes.flat_map(sentences).filter(|sentence| whole.contains(sentence.as_str())).collect()
 }
 
 fn sentences(theme: &text::Theme) -> impl Iterator<Item = String> + '_ {

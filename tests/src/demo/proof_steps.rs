@@ -21,8 +21,7 @@ pub(super) fn search(launch: &Launch, sources: &Sources, show: &Show) -> anyhow:
         found.into_iter().map(|(_, secret)| secret).collect::<std::collections::BTreeSet<_>>().len()
     };
     let in_sources = distinct(files::occurrences(&sources.files, secrets)?);
-    let least = secrets.len() * 9 / 10;
-    ensure!(in_sources >= least, "the search finds {in_sources} of {} texts in the sources themselves", secrets.len());
+    ensure!(in_sources == secrets.len(), "the search finds {in_sources} of {} texts in the sources", secrets.len());
     let mut places = files::regular_files(&launch.state)?;
     places.push(launch.log.clone());
     let found = distinct(files::occurrences(&places, secrets)?);
