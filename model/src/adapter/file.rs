@@ -41,19 +41,21 @@ struct Manifest {
     mixture: MixtureSpec,
 }
 
-/// A block of numbers with its place in the file.
-pub(crate) struct Named {
-    pub(crate) name: String,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) data: Vec<f32>,
-}
-
-/// Writes f32 blocks and one metadata entry as a safetensors file.
-pub(crate) fn write(blocks: &[Named], key: &str, metadata: String) -> Result<Vec<u8>, String> {
-    let bytes: Vec<Vec<u8>> = blocks.iter().map(|b| b.data.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
-    let views = blocks.iter().zip(&bytes).map(|(block, bytes)| {
-        let view = TensorView::new(Dtype::F32, block.shape.clone(), bytes).map_err(|e| e.to_string())?;
-        Ok((block.name.as_str(), view))
+/// Writes f32 blocks, each with name and shape, and one metadata entry as a safetensors file.
+pub(crate) fn write<'a>(
+    blocks: impl Iterator<Item = (String, Vec<usize>, &'a [f32])>,
+    key: &str,
+    metadata: String,
+) -> Result<Vec<u8>, String> {
+    let blocks = blocks.map(|(name, shape, data)| {
+        let mut bytes = Vec::with_capacity(size_of_val(data));
+        data.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
+        (name, shape, bytes)
+    });
+    let blocks: Vec<(String, Vec<usize>, Vec<u8>)> = blocks.collect();
+    let views = blocks.iter().map(|(name, shape, bytes)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(|e| e.to_string())?;
+        Ok((name.as_str(), view))
     });
     let views: Vec<(&str, TensorView<'_>)> = views.collect::<Result<_, String>>()?;
     let metadata = HashMap::from([(key.to_owned(), metadata)]);
@@ -115,7 +117,8 @@ impl Mixture {
         }
         let manifest = Manifest { format: FORMAT, base_sha256, mixture: self.spec.clone() };
         let manifest = serde_json::to_string(&manifest).map_err(|e| AdapterError::Malformed(e.to_string()))?;
-        write(&blocks, MANIFEST, manifest).map_err(AdapterError::Malformed)
+        let blocks = blocks.iter().map(|(name, shape, data)| (name.clone(), shape.clone(), data.as_slice()));
+        write(blocks, MANIFEST, manifest).map_err(AdapterError::Malformed)
     }
 
     /// Reads what [`Mixture::to_bytes`] wrote.
@@ -139,11 +142,12 @@ impl Mixture {
     }
 }
 
-fn named(name: String, tensor: &Tensor) -> TensorResult<Named> {
+/// A tensor's name, shape and numbers.
+fn named(name: String, tensor: &Tensor) -> TensorResult<(String, Vec<usize>, Vec<f32>)> {
     let shape = tensor.dims().to_vec();
     let tensor = tensor.contiguous()?;
     let data = host(&tensor)?.to_vec();
-    Ok(Named { name, shape, data })
+    Ok((name, shape, data))
 }
 
 fn read_layer(

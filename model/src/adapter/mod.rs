@@ -8,6 +8,7 @@ mod load;
 mod projection;
 
 pub use file::AdapterError;
+pub(crate) use file::{block, read, write};
 pub use linear::Linear;
 pub use load::ExpertLoad;
 pub use projection::Projection;
@@ -112,6 +113,11 @@ impl Mixture {
     pub fn parameters(&self) -> Vec<Parameter<'_>> {
         let layer = |(index, layer)| parameters_of(index, layer);
         self.layers.iter().enumerate().flat_map(layer).collect()
+    }
+
+    /// The trained tensors of one layer, in the same order.
+    pub(crate) fn layer_parameters(&self, index: usize) -> Vec<Parameter<'_>> {
+        parameters_of(index, &self.layers[index])
     }
 
     /// Trained numbers.

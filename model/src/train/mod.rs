@@ -1,9 +1,38 @@
-//! Training of a mixture: what goes in, what comes out, who is told on the way.
+//! Training of a mixture: what goes in, what comes out, who is told on the way. Refuses to know where examples come from,
+//! what time it is and where checkpoints go.
+//!
+//! Reading order: [`run`](self) takes the steps; `prepare`, `order` and `batch` bring the tokens; `segment` finds the
+//! gradients a layer at a time; `labels` guides the routers; `schedule` and `adamw` move the weights; `measure` and
+//! `state` say how good they are and keep them.
+//!
+//! The loss is the mean over the target tokens of an optimiser step, whatever the number of passes it takes. Routers are
+//! forced by domain labels in the first fifth of the steps, ever less until half of them, and free afterwards; beside the
+//! language loss they learn to prefer the experts of a conversation's domain and to forget none.
 
-use crate::adapter::Mixture;
+mod adamw;
+mod batch;
+mod labels;
+mod measure;
+mod order;
+mod prepare;
+mod run;
+mod schedule;
+mod segment;
+mod state;
+
+pub use adamw::{AdamW, Rate, clip};
+pub use batch::Batch;
+pub use measure::evaluate;
+pub use segment::{RouterPlan, Work};
+
+use crate::adapter::{AdapterError, Mixture};
 use crate::backbone::Backbone;
-use empathd_proto::engine::{Evaluation, Example, PlainMessage, TrainSpec};
+use empathd_proto::engine::{Example, PlainMessage, TrainSpec};
 use empathd_proto::report::{TrainProgress, TrainReport};
+use labels::Labels;
+use prepare::prepare;
+use run::{Job, Run};
+use state::digest;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -62,6 +91,9 @@ pub enum TrainError {
     /// A conversation has no token form.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    /// The trained mixture has no file form.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// A tensor operation failed.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -73,29 +105,53 @@ pub enum TrainError {
 /// See [`TrainError`].
 #[expect(clippy::too_many_arguments, reason = "each is a different thing the trainer must not know how to get")]
 pub fn train(
-    _base: &Backbone,
-    _base_sha256: [u8; 32],
-    _encode: &dyn Encode,
-    _spec: &TrainSpec,
-    _examples: &[Example],
-    _resume: Option<&[u8]>,
-    _now: &dyn Fn() -> Duration,
-    _observer: &mut dyn Observer,
+    base: &Backbone,
+    base_sha256: [u8; 32],
+    encode: &dyn Encode,
+    spec: &TrainSpec,
+    examples: &[Example],
+    resume: Option<&[u8]>,
+    now: &dyn Fn() -> Duration,
+    observer: &mut dyn Observer,
 ) -> Result<Trained, TrainError> {
-    Err(TrainError::BadJob("not written yet".into()))
+    check(spec)?;
+    let seq_len = (spec.seq_len as usize).min(base.config().context);
+    let train = prepare(encode, examples.iter().filter(|e| !e.held_out), seq_len)?;
+    let held = prepare(encode, examples.iter().filter(|e| e.held_out), seq_len)?;
+    if train.is_empty() || held.is_empty() {
+        let which = if train.is_empty() { "to learn from" } else { "held out for validation" };
+        return Err(TrainError::BadJob(format!("no example {which} holds an answer; ingest more and cut again")));
+    }
+    let digest = digest(spec, base_sha256, &train, &held);
+    let shape = Mixture::init(base.config(), &spec.mixture, spec.seed)?;
+    let labels = Labels::new(&spec.mixture, &train);
+    let job = Job { base, spec, train, held, labels, shape, digest, now };
+    let (mut run, resumed_from) = match resume {
+        Some(bytes) => {
+            let run = Run::resume(&job, bytes)?;
+            let step = run.step_number();
+            (run, Some(step))
+        }
+        None => (Run::begin(&job, observer)?, None),
+    };
+    let stopped_early = run.steps(observer)?;
+    let (mixture, report) = run.finish(stopped_early, resumed_from)?;
+    let bytes = mixture.to_bytes(base_sha256)?;
+    Ok(Trained { mixture, bytes, report })
 }
 
-/// Measures the loss of all `examples`.
-///
-/// # Errors
-/// See [`TrainError`].
-pub fn evaluate(
-    _base: &Backbone,
-    _encode: &dyn Encode,
-    _mixture: Option<&Mixture>,
-    _examples: &[Example],
-    _seq_len: usize,
-    _between_layers: &mut dyn FnMut(),
-) -> Result<Evaluation, TrainError> {
-    Err(TrainError::BadJob("not written yet".into()))
+/// Refuses settings that cannot work.
+fn check(spec: &TrainSpec) -> Result<(), TrainError> {
+    let bad = |what: &str| Err(TrainError::BadJob(what.to_owned()));
+    if spec.steps == 0 || spec.tokens_per_step == 0 || spec.seq_len < 8 {
+        return bad("steps and tokens per step must not be zero, and sequences need at least 8 tokens");
+    }
+    let rates = [spec.learning_rate, spec.router_learning_rate, spec.clip];
+    if !rates.iter().all(|x| x.is_finite() && *x > 0.0) {
+        return bad("learning rates and the gradient bound must be above zero");
+    }
+    if !(0.0..1.0).contains(&spec.warmup) || !(spec.weight_decay.is_finite() && spec.weight_decay >= 0.0) {
+        return bad("warm-up must be a share below one, and weight decay must not be negative");
+    }
+    Ok(())
 }
