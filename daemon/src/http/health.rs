@@ -1,0 +1,74 @@
+//! `GET /livez` and `GET /readyz`, for any enrolled certificate. Says how the appliance is, never what it holds.
+
+use super::Door;
+use super::problem::Refusal;
+use super::routes::Caller;
+use crate::action::Action;
+use crate::app::Readiness;
+use axum::Json;
+use axum::extract::{Extension, State};
+use axum::response::{IntoResponse, Response};
+use empathd_proto::admin::{EngineState, SealState};
+use empathd_proto::{ErrorCode, Problem};
+use hyper::StatusCode;
+use serde::Serialize;
+use std::sync::Arc;
+
+/// Body of `/readyz`.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Health {
+    status: &'static str,
+    store: SealState,
+    engine: EngineState,
+}
+
+/// 200 as long as the process answers at all.
+pub(super) async fn live(
+    State(door): State<Arc<Door>>,
+    Extension(Caller(actor)): Extension<Caller>,
+) -> Result<Response, Refusal> {
+    permitted(door.appliance.perform(&actor, Action::Health).await.map(drop))?;
+    Ok(Json(serde_json::json!({ "status": "live" })).into_response())
+}
+
+/// 200 when answers can be given, else 503 with the part that cannot.
+pub(super) async fn ready(
+    State(door): State<Arc<Door>>,
+    Extension(Caller(actor)): Extension<Caller>,
+) -> Result<Response, Refusal> {
+    permitted(door.appliance.perform(&actor, Action::Health).await.map(drop))?;
+    let readiness = door.appliance.readiness();
+    let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Ok((status, Json(health(readiness))).into_response())
+}
+
+fn health(readiness: Readiness) -> Health {
+    let status = match readiness.store {
+        SealState::Unsealed if readiness.is_ready() => "ready",
+        SealState::Unsealed => "degraded",
+        SealState::Sealed | SealState::Uninitialised => "sealed",
+    };
+    Health { status, store: readiness.store, engine: readiness.engine }
+}
+
+/// A caller who may not ask is refused; a state that keeps the appliance from its work is the answer, not an error.
+fn permitted(result: Result<(), Problem>) -> Result<(), Problem> {
+    result.or_else(|problem| match problem.code {
+        ErrorCode::Unauthenticated | ErrorCode::Forbidden | ErrorCode::Internal => Err(problem),
+        _ => Ok(()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_follows_the_state() {
+        let word = |store, engine, draining| health(Readiness { store, engine, draining }).status;
+        assert_eq!(word(SealState::Unsealed, EngineState::Ready, false), "ready");
+        assert_eq!(word(SealState::Unsealed, EngineState::Down, false), "degraded");
+        assert_eq!(word(SealState::Unsealed, EngineState::Ready, true), "degraded");
+        assert_eq!(word(SealState::Sealed, EngineState::Ready, false), "sealed");
+    }
+}
