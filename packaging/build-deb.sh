@@ -2,8 +2,8 @@
 # Makes the Debian packages of Empathd in target/debian:
 #   empathd_VERSION_ARCH.deb                daemon, engine, admin tool, units, default configuration
 #   empathd-model-smollm2_VERSION_all.deb   the reference base model
-# It uses the workspace's release build, checks the units' exposure, and fetches what is missing: cargo-deb into
-# target/tools, the model into the user's cache (checked by SHA-256).
+# It makes the release build (the one that demo and tests share), checks units and configuration, and fetches what is
+# missing: cargo-deb into target/tools, the model into the user's cache (checked by SHA-256).
 set -eu
 
 CARGO_DEB_VERSION=3.8
@@ -48,7 +48,8 @@ prepare() {
     mkdir -p "$stage"
     if [ "$build" = yes ]; then
         step "release build"
-        cargo build --release --bins
+        # The same three packages as the tests build, so that everything shares one build.
+        cargo build --release -p empathd -p empathd-model -p empathctl --bins
     fi
     for program in empathd empathd-engine empathctl; do
         [ -x "$release/$program" ] || fail "target/release/$program is missing; run without --no-build"

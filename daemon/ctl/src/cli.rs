@@ -243,6 +243,7 @@ pub enum AuditCommand {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::CtlError;
     use clap::CommandFactory;
 
     #[test]
@@ -263,7 +264,9 @@ mod tests {
             &["ingest"],
         ] {
             let words = ["empathctl"].iter().chain(bad);
-            assert!(Cli::try_parse_from(words).is_err(), "{bad:?}");
+            let error = CtlError::usage(&Cli::try_parse_from(words).expect_err("out of range"));
+            assert_eq!(error.exit_code(), 2);
+            assert!(!error.to_string().is_empty() && !error.to_string().contains("Usage:"), "{error}");
         }
     }
 }

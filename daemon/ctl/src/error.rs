@@ -101,6 +101,14 @@ impl CtlError {
         Self::Input { detail: detail.into(), next: next.into() }
     }
 
+    /// The command line cannot be read.
+    #[must_use]
+    pub fn usage(error: &clap::Error) -> Self {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        Self::input(first.trim_start_matches("error: "), "empathctl --help")
+    }
+
     /// Stable code: the daemon's own, or one of the tool's.
     #[must_use]
     pub fn code(&self) -> &'static str {
