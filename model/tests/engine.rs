@@ -220,6 +220,17 @@ impl Daemon {
         }
     }
 
+    /// Whether the engine says that it trains, beside whatever the job itself says.
+    fn training_goes_on(&mut self, job: u64) -> bool {
+        self.open(ToEngineBody::Status);
+        loop {
+            match self.read() {
+                FromEngine { body: FromEngineBody::Status(status), .. } => return status.training,
+                message => assert_eq!(message.tag, job),
+            }
+        }
+    }
+
     /// Whether the engine closed the connection.
     fn is_closed(&mut self) -> bool {
         let mut byte = [0];
@@ -485,6 +496,30 @@ fn training_survives_a_lost_engine_and_its_adapter_answers() {
     let tag = daemon.open(ToEngineBody::DropAdapter { adapter: ADAPTER });
     assert!(matches!(daemon.last(tag), FromEngineBody::AdapterDropped));
     assert!(daemon.status().adapters.is_empty());
+}
+
+#[test]
+fn answers_are_the_same_while_training_goes_on() {
+    let engine = Engine::start();
+    let mut daemon = engine.loaded();
+    let (alone, _) = daemon.generate(spec(30));
+    let job = daemon.begin_training(training(5000), None);
+    daemon.follow(|received| !received.steps.is_empty());
+    let answer = daemon.open(ToEngineBody::Generate(spec(30)));
+    let mut beside = Vec::new();
+    let begun = Instant::now();
+    loop {
+        match daemon.read() {
+            FromEngine { tag, body: FromEngineBody::Token { index, text } } if tag == answer => {
+                beside.push((index, text));
+            }
+            FromEngine { tag, body: FromEngineBody::Finished(_) } if tag == answer => break,
+            message => assert!(message.tag == job && !message.body.is_last(), "{message:?}"),
+        }
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert_eq!(beside, alone);
+    assert!(daemon.training_goes_on(job));
 }
 
 #[test]

@@ -122,7 +122,9 @@ impl Observer for Reporter<'_> {
 fn failure(error: &TrainError) -> EngineFailure {
     match error {
         TrainError::BadJob(cause) => EngineFailure::BadJob(cause.clone()),
-        TrainError::BadCheckpoint(_) | TrainError::Encode(_) => EngineFailure::BadJob(error.to_string()),
+        TrainError::BadCheckpoint(_) | TrainError::Encode(_) | TrainError::Adapter(_) => {
+            EngineFailure::BadJob(error.to_string())
+        }
         TrainError::Tensor(_) => EngineFailure::Internal(error.to_string()),
     }
 }
