@@ -1,18 +1,44 @@
-//! The appliance: authorises, acts and audits each action, once, here. The doors (`http`, `admin`) only translate; how
-//! an action works inside is known to the modules it calls.
+//! The appliance: authorises, acts and audits each action, once, here. The doors (`http`, `admin`) only translate; what
+//! an action does is known to the modules it calls.
 
-use crate::action::Action;
+use crate::action::{Action, Needs};
 use crate::actor::Actor;
-use empathd_proto::admin::AdminReply;
+use crate::adapters::Adapters;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::jobs;
+use crate::problem;
+use crate::refusals::Refusals;
+use crate::vault::Vault;
+use crate::{acts, inference};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use empathd_proto::admin::{AdminReply, EngineState, SealState};
+use empathd_proto::audit::{ActionKind, AuditObject, Outcome, Principal};
 use empathd_proto::chat::{AnswerNotes, FinishReason, ModelList, Usage};
 use empathd_proto::ids::RequestId;
 use empathd_proto::problem::{ErrorCode, Problem};
-use std::sync::Arc;
-use tokio::sync::{mpsc, watch};
+use empathd_store::{AuditDraft, Entropy, KdfCost};
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 /// The appliance.
 pub struct App {
-    changed: watch::Sender<u64>,
+    pub(crate) config: Config,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) vault: Vault,
+    pub(crate) engine: Engine,
+    pub(crate) adapters: Adapters,
+    pub(crate) training: jobs::train::Desk,
+    pub(crate) ingesting: Semaphore,
+    pub(crate) answers: Arc<Semaphore>,
+    pub(crate) refusals: Refusals,
+    pub(crate) stopping: CancellationToken,
+    api: OnceLock<SocketAddr>,
 }
 
 /// What an action gives back.
@@ -83,9 +109,9 @@ pub enum CertState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Readiness {
     /// State of the store.
-    pub store: empathd_proto::admin::SealState,
+    pub store: SealState,
     /// State of the engine.
-    pub engine: empathd_proto::admin::EngineState,
+    pub engine: EngineState,
     /// Whether it is draining before a stop.
     pub draining: bool,
 }
@@ -94,62 +120,283 @@ impl Readiness {
     /// Whether everything works.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        use empathd_proto::admin::{EngineState, SealState};
         self.store == SealState::Unsealed && self.engine == EngineState::Ready && !self.draining
     }
 }
 
+/// What an action did, for the trail: [`App::perform`] records it unless that was done with the change itself.
+pub(crate) struct Acted {
+    reply: Reply,
+    object: AuditObject,
+    count: u64,
+    recorded: bool,
+}
+
+impl Acted {
+    /// Something was read or done that is still to be recorded.
+    pub(crate) fn unrecorded(reply: AdminReply, count: u64) -> Self {
+        Self { reply: Reply::Admin(reply), object: AuditObject::None, count, recorded: false }
+    }
+
+    /// Something was changed, and its entry is in the same transaction.
+    pub(crate) fn recorded(reply: AdminReply) -> Self {
+        Self { reply: Reply::Admin(reply), object: AuditObject::None, count: 0, recorded: true }
+    }
+
+    /// Names what it was done to.
+    pub(crate) fn about(self, object: AuditObject) -> Self {
+        Self { object, ..self }
+    }
+
+    fn outside(reply: Reply) -> Self {
+        Self { reply, object: AuditObject::None, count: 0, recorded: false }
+    }
+}
+
 impl App {
+    /// The appliance over a state folder.
+    ///
+    /// # Errors
+    /// The store in the folder cannot be opened by this program.
+    pub fn new(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        cost: KdfCost,
+        engine: Engine,
+    ) -> Result<Arc<Self>, Problem> {
+        let names = config.api.server_names.clone();
+        Ok(Arc::new(Self {
+            vault: Vault::new(config.state.clone(), names, cost, entropy.clone())?,
+            adapters: Adapters::default(),
+            training: jobs::train::Desk::default(),
+            ingesting: Semaphore::new(1),
+            answers: Arc::new(Semaphore::new(config.serving.answers_max)),
+            refusals: Refusals::default(),
+            stopping: CancellationToken::new(),
+            api: OnceLock::new(),
+            config,
+            clock,
+            entropy,
+            engine,
+        }))
+    }
+
     /// Authorises, acts and audits.
     ///
     /// # Errors
     /// The problem to show to the caller; it was recorded.
     pub async fn perform(self: &Arc<Self>, actor: &Actor, action: Action) -> Result<Reply, Problem> {
-        let _ = (actor, action);
-        Err(Problem::new(ErrorCode::NotInitialised, "The appliance has no store yet.", "Run: empathctl init"))
+        let draft = self.draft(actor.principal(), action.kind());
+        if let Err(problem) = self.authorise(actor, &action) {
+            self.note(AuditDraft { outcome: Outcome::Denied(problem.code), ..draft }).await;
+            return Err(problem);
+        }
+        let leaves_trace = action.leaves_trace();
+        match Box::pin(self.act(action, draft)).await {
+            Ok(acted) => {
+                if leaves_trace && !acted.recorded {
+                    self.record(AuditDraft { object: acted.object, count: acted.count, ..draft }).await?;
+                }
+                Ok(acted.reply)
+            }
+            Err(problem) => {
+                // A wrong passphrase was refused before anything was done.
+                let denied = problem.code == ErrorCode::WrongPassphrase;
+                let outcome = if denied { Outcome::Denied(problem.code) } else { Outcome::Failed(problem.code) };
+                self.note(AuditDraft { outcome, ..draft }).await;
+                Err(problem)
+            }
+        }
+    }
+
+    fn authorise(&self, actor: &Actor, action: &Action) -> Result<(), Problem> {
+        if matches!(action, Action::Unknown) {
+            return Err(Problem::new(ErrorCode::NotFound, "There is no such thing here.", ""));
+        }
+        if !action.allowed(actor) {
+            let detail = format!("This caller may not ask for {}.", action.kind());
+            return Err(Problem::new(ErrorCode::Forbidden, detail, "Ask an administrator of the appliance."));
+        }
+        match action.needs() {
+            Needs::Nothing => {}
+            Needs::Initialised => drop(self.vault.store()?),
+            Needs::Unsealed => drop(self.vault.unsealed()?),
+        }
+        if let Actor::Certificate { serial, .. } = actor {
+            if self.certificate(serial) != CertState::Valid {
+                let next = "Ask an administrator for a new certificate: empathctl cert enroll";
+                return Err(Problem::new(ErrorCode::Unauthenticated, "This certificate is not valid here.", next));
+            }
+        }
+        let begins_work = matches!(action, Action::Chat(_) | Action::Ingest { .. } | Action::TrainStart(_));
+        if begins_work && self.stopping.is_cancelled() {
+            return Err(Problem::new(
+                ErrorCode::ShuttingDown,
+                "The appliance is stopping.",
+                "Try again after its start.",
+            ));
+        }
+        Ok(())
+    }
+
+    async fn act(self: &Arc<Self>, action: Action, draft: AuditDraft) -> Result<Acted, Problem> {
+        match action {
+            Action::Status => acts::status(self).await,
+            Action::Init { passphrase } => acts::init(self, passphrase, draft).await,
+            Action::Unseal { passphrase } => acts::unseal(self, passphrase, draft).await,
+            Action::Seal => acts::seal(self, draft).await,
+            Action::CertEnroll { name, role, valid_days } => {
+                acts::cert_enroll(self, name, role, valid_days, draft).await
+            }
+            Action::CertList => acts::cert_list(self).await,
+            Action::CertRevoke { serial } => acts::cert_revoke(self, serial, draft).await,
+            Action::RosterSet { upload } => acts::roster_set(self, upload, draft).await,
+            Action::Ingest { file_name, upload, dry_run, progress } => {
+                jobs::ingest::run(self, &file_name, upload, dry_run, progress).await
+            }
+            Action::DatasetCut { validation_percent, seed } => {
+                jobs::cut::cut(self, validation_percent, seed, draft).await
+            }
+            Action::DatasetList => jobs::cut::list(self).await,
+            Action::TrainStart(options) => jobs::train::start(self, options, draft).await,
+            Action::TrainStatus { job, follow, progress } => jobs::train::status(self, job, follow, progress).await,
+            Action::TrainStop => jobs::train::stop(self).await,
+            Action::AdapterList => crate::adapters::list(self).await,
+            Action::AdapterPromote { id } => crate::adapters::promote(self, id, draft).await,
+            Action::AdapterRollback => crate::adapters::rollback(self, draft).await,
+            Action::AuditTail { count } => acts::audit_tail(self, count).await,
+            Action::AuditVerify { known, progress } => acts::audit_verify(self, known, progress).await,
+            Action::Chat(call) => Ok(Acted::outside(Reply::Answer(inference::answer(self, call).await?))),
+            Action::ModelList => Ok(Acted::outside(Reply::Models(inference::models(self)?))),
+            Action::Metrics | Action::Health => Ok(Acted::outside(Reply::Granted)),
+            Action::Unknown => Err(problem::defect("An action that nobody may ask for was authorised.")),
+        }
+    }
+
+    /// The entry of what this principal asks for now.
+    pub(crate) fn draft(&self, principal: Principal, action: ActionKind) -> AuditDraft {
+        let at_ms = self.clock.now_ms();
+        AuditDraft { at_ms, principal, action, outcome: Outcome::Done, object: AuditObject::None, count: 0 }
+    }
+
+    /// The entry of something the appliance does by itself.
+    pub(crate) fn own_draft(&self, action: ActionKind) -> AuditDraft {
+        self.draft(Actor::Appliance.principal(), action)
+    }
+
+    /// Commits an entry: no audit, no bytes. Sealed, there is nothing to record but that the state was asked for.
+    async fn record(self: &Arc<Self>, draft: AuditDraft) -> Result<(), Problem> {
+        let Ok(store) = self.vault.unsealed() else { return Ok(()) };
+        self.blocking(move |_| store.record_audit(&[draft]).map_err(problem::from_write)).await
+    }
+
+    /// Records a refusal or failure; what is told to the caller does not depend on it.
+    async fn note(self: &Arc<Self>, draft: AuditDraft) {
+        if self.vault.unsealed().is_err() {
+            self.refusals.push(draft);
+        } else if let Err(problem) = self.record(draft).await {
+            tracing::error!(code = %problem.code, kind = %draft.action, "a refusal could not be recorded");
+        }
+    }
+
+    /// Runs what blocks on a thread where that may be.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Arc<Self>) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let app = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&app)).await;
+        done.unwrap_or_else(|_| Err(problem::defect("A part of the appliance ended unexpectedly.")))
+    }
+
+    /// Fresh random bytes.
+    pub(crate) fn random<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.entropy.fill(&mut bytes);
+        bytes
     }
 
     /// How the API is spoken to; `None` while there are no keys, and then each connection is closed at once.
     #[must_use]
     pub fn tls_config(&self) -> Option<Arc<rustls::ServerConfig>> {
-        None
+        self.vault.tls()
     }
 
     /// Where the certificate with this serial number (hexadecimal) stands. Asked at the handshake and at every request.
     #[must_use]
     pub fn certificate(&self, serial: &str) -> CertState {
-        let _ = serial;
-        CertState::Unknown
+        match self.vault.certificate(serial) {
+            None => CertState::Unknown,
+            Some(cert) if cert.revoked_at_ms.is_some() => CertState::Revoked,
+            Some(_) => CertState::Valid,
+        }
     }
 
     /// A counter that changes whenever [`App::certificate`] may answer otherwise: live connections then ask again.
     #[must_use]
     pub fn revocations(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+        self.vault.changes()
     }
 
     /// Whether the appliance can do its work.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
-        use empathd_proto::admin::{EngineState, SealState};
-        Readiness { store: SealState::Uninitialised, engine: EngineState::Down, draining: false }
+        Readiness { store: self.vault.state(), engine: self.engine.state(), draining: self.stopping.is_cancelled() }
+    }
+
+    /// Sealed records and audit entries; `None` while sealed.
+    #[must_use]
+    pub fn counts(&self) -> Option<(u64, u64)> {
+        let store = self.vault.unsealed().ok()?;
+        let records = store.read(|reader| reader.record_count()).ok()?;
+        let entries = store.checkpoint().ok()?.verify().ok()?.size;
+        Some((records, entries))
     }
 
     /// The newest audit checkpoint for the header `Empathd-Audit-Checkpoint`: the signed note in base64.
     #[must_use]
     pub fn checkpoint_note(&self) -> Option<String> {
-        None
-    }
-
-    /// A fresh identifier for a request.
-    #[must_use]
-    pub fn request_id(&self) -> RequestId {
-        RequestId::from_bytes([0; 16])
+        let checkpoint = self.vault.unsealed().ok()?.checkpoint().ok()?;
+        Some(STANDARD.encode(checkpoint.note))
     }
 
     /// Milliseconds since the Unix epoch.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
-        0
+        self.clock.now_ms()
+    }
+
+    /// Says where the API listens, once it does.
+    pub fn set_api(&self, address: SocketAddr) {
+        let _ = self.api.set(address);
+    }
+
+    /// Where the API listens.
+    #[must_use]
+    pub fn api(&self) -> Option<SocketAddr> {
+        self.api.get().copied()
+    }
+
+    /// From here on no new work is taken.
+    pub fn begin_stop(&self) {
+        self.stopping.cancel();
+    }
+
+    /// Has a running training job leave a checkpoint and end.
+    pub async fn pause_training(self: &Arc<Self>) {
+        jobs::train::pause(self).await;
+    }
+
+    /// Orderly stop: the keys leave memory and the state is sealed.
+    pub async fn stop(self: &Arc<Self>) {
+        self.begin_stop();
+        if self.vault.unsealed().is_err() {
+            return;
+        }
+        let draft = self.own_draft(ActionKind::Stop);
+        if let Err(problem) = acts::seal(self, draft).await {
+            tracing::error!(code = %problem.code, reason = problem.detail, "the stop could not be recorded");
+        }
     }
 }

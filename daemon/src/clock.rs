@@ -2,6 +2,7 @@
 //! the time or the random bytes are for.
 #![expect(clippy::disallowed_methods, reason = "the one place that reads the clock and the system's randomness")]
 
+use empathd_store::Entropy;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Wall clock and monotonic time, as an argument.
@@ -46,7 +47,13 @@ impl OsEntropy {
     ///
     /// # Panics
     /// When the operating system has no randomness to give: no key may be made without it.
-    pub fn fill(&self, bytes: &mut [u8]) {
+    pub fn fill(self, bytes: &mut [u8]) {
         getrandom::fill(bytes).expect("the operating system gives randomness");
+    }
+}
+
+impl Entropy for OsEntropy {
+    fn fill(&self, bytes: &mut [u8]) {
+        OsEntropy::fill(*self, bytes);
     }
 }

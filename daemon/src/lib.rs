@@ -6,6 +6,27 @@
 
 pub mod action;
 pub mod actor;
-pub mod admin;
 pub mod app;
+
+pub mod admin;
+pub mod certs;
+pub mod http;
+
+pub mod engine;
+pub mod model_file;
+
+mod acts;
+mod adapters;
+mod inference;
+mod jobs;
+mod records;
+mod refusals;
+mod vault;
+
 pub mod clock;
+pub mod config;
+pub mod problem;
+pub mod serve;
+pub mod telemetry;
+pub mod verify;
+mod wire;

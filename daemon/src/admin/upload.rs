@@ -70,6 +70,14 @@ impl ProgressSink {
         }
     }
 
+    /// Waits until nobody listens any more.
+    pub async fn closed(&self) {
+        match &self.0 {
+            Some(sender) => sender.closed().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Whether somebody still listens.
     #[must_use]
     pub fn is_open(&self) -> bool {

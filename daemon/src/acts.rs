@@ -1,0 +1,207 @@
+//! What the shorter actions do: state, seal, certificates, roster, audit. Who may ask, and the entry of what was only
+//! read, is the business of `app.rs`; a change made here carries its own entry.
+
+use crate::admin::upload::{ProgressSink, Upload};
+use crate::app::{Acted, App};
+use crate::certs::{
+    self,
+    identity::{parse_serial, serial_number},
+};
+use crate::problem::{self, Fault};
+use crate::{adapters, jobs};
+use empathd_proto::admin::{AdminReply, ApiRole, AuditVerdict, MAX_AUDIT_TAIL, Progress, SealState, StatusReport};
+use empathd_proto::audit::{AuditObject, SignedCheckpoint, verify_consistency};
+use empathd_proto::problem::{ErrorCode, Problem};
+use empathd_proto::secret::Secret;
+use empathd_store::{AuditDraft, Store};
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// Shortest passphrase that a store is made with, in characters.
+const PASSPHRASE_CHARS_MIN: usize = 8;
+/// Longest passphrase, in bytes.
+const PASSPHRASE_BYTES_MAX: usize = 1024;
+/// Largest roster, in bytes.
+const ROSTER_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+pub(crate) async fn status(app: &Arc<App>) -> Result<Acted, Problem> {
+    let base = app.engine.ready().ok().map(|ready| ready.base.name.clone());
+    let mut report = StatusReport {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        state: app.vault.state(),
+        api: app.api().map(|address| address.to_string()),
+        engine: app.engine.state(),
+        model: base,
+        adapter: app.adapters.active(),
+        records: None,
+        audit_entries: None,
+        checkpoint: None,
+        train: app.training.latest(),
+        uptime_s: app.clock.uptime().as_secs(),
+    };
+    if report.state == SealState::Unsealed {
+        report = app
+            .blocking(move |app| {
+                let store = app.vault.unsealed()?;
+                report.records = Some(store.read(|reader| reader.record_count()).map_err(problem::from_read)?);
+                let checkpoint = store.checkpoint().map_err(problem::from_read)?;
+                report.audit_entries = checkpoint.verify().ok().map(|tree| tree.size);
+                report.checkpoint = Some(checkpoint);
+                Ok(report)
+            })
+            .await?;
+    }
+    Ok(Acted::unrecorded(AdminReply::Status(report), 0))
+}
+
+pub(crate) async fn init(app: &Arc<App>, passphrase: Secret, draft: AuditDraft) -> Result<Acted, Problem> {
+    let chars = passphrase.expose().chars().count();
+    if chars < PASSPHRASE_CHARS_MIN || passphrase.expose().len() > PASSPHRASE_BYTES_MAX {
+        let detail = format!("The passphrase has {chars} characters, at least {PASSPHRASE_CHARS_MIN} are needed.");
+        return Err(Problem::new(ErrorCode::BadRequest, detail, "Choose a longer one: several words are best."));
+    }
+    let store = app.blocking(move |app| app.vault.create(&passphrase, draft)).await?;
+    opened(app).await?;
+    Ok(Acted::recorded(AdminReply::Initialised { store: store.id() }))
+}
+
+pub(crate) async fn unseal(app: &Arc<App>, passphrase: Secret, draft: AuditDraft) -> Result<Acted, Problem> {
+    app.blocking(move |app| app.vault.unseal(&passphrase, draft)).await?;
+    opened(app).await?;
+    Ok(Acted::recorded(AdminReply::Ok))
+}
+
+/// What follows the keys into memory: waiting refusals, jobs that a stop left running, the active adapter.
+async fn opened(app: &Arc<App>) -> Result<(), Problem> {
+    app.blocking(|app| {
+        let store = app.vault.unsealed()?;
+        let refusals = app.refusals.take();
+        if !refusals.is_empty() {
+            store.record_audit(&refusals).map_err(problem::from_write)?;
+        }
+        jobs::train::recall(app, &store)?;
+        adapters::recall(app, &store)
+    })
+    .await?;
+    Ok(())
+}
+
+/// Takes the keys out of memory, after training has left a checkpoint. Also the orderly stop, with its own draft.
+pub(crate) async fn seal(app: &Arc<App>, draft: AuditDraft) -> Result<Acted, Problem> {
+    jobs::train::pause(app).await;
+    adapters::forget(app).await;
+    app.blocking(move |app| app.vault.seal(draft)).await?;
+    app.training.forget();
+    Ok(Acted::recorded(AdminReply::Ok))
+}
+
+pub(crate) async fn cert_enroll(
+    app: &Arc<App>,
+    name: String,
+    role: ApiRole,
+    valid_days: u16,
+    draft: AuditDraft,
+) -> Result<Acted, Problem> {
+    let enrolled = app
+        .blocking(move |app| {
+            let (store, authority) = (app.vault.unsealed()?, app.vault.authority()?);
+            let enrolled = store.change(draft, |writer, draft| -> Result<_, Fault> {
+                let at_ms = draft.at_ms;
+                let cert = certs::enroll(writer, &authority, &name, role, valid_days, at_ms, &*app.entropy)?;
+                draft.object = traced(&cert.summary.serial);
+                Ok(cert)
+            })?;
+            app.vault.refresh_certificates(&store)?;
+            Ok(enrolled)
+        })
+        .await?;
+    Ok(Acted::recorded(AdminReply::Enrolled(enrolled)))
+}
+
+pub(crate) async fn cert_list(app: &Arc<App>) -> Result<Acted, Problem> {
+    let certs = app.blocking(|app| Ok(app.vault.unsealed()?.read(certs::list)?)).await?;
+    let count = certs.len() as u64;
+    Ok(Acted::unrecorded(AdminReply::Certs(certs), count))
+}
+
+pub(crate) async fn cert_revoke(app: &Arc<App>, serial: String, draft: AuditDraft) -> Result<Acted, Problem> {
+    app.blocking(move |app| {
+        let store = app.vault.unsealed()?;
+        store.change(draft, |writer, draft| -> Result<_, Fault> {
+            let cert = certs::revoke(writer, &serial, draft.at_ms)?;
+            draft.object = traced(&cert.serial);
+            Ok(())
+        })?;
+        Ok(app.vault.refresh_certificates(&store)?)
+    })
+    .await?;
+    Ok(Acted::recorded(AdminReply::Ok))
+}
+
+/// The certificate as the trail names it.
+fn traced(serial: &str) -> AuditObject {
+    AuditObject::Certificate(parse_serial(serial).map_or(0, |serial| serial_number(&serial)))
+}
+
+pub(crate) async fn roster_set(app: &Arc<App>, upload: Upload, draft: AuditDraft) -> Result<Acted, Problem> {
+    let bytes = Zeroizing::new(upload.collect().await?);
+    if bytes.len() > ROSTER_BYTES_MAX {
+        let detail = format!("The roster has {} bytes, the limit is {ROSTER_BYTES_MAX}.", bytes.len());
+        return Err(Problem::new(ErrorCode::TooLarge, detail, "Keep one name a line and leave out the rest."));
+    }
+    let names = app.blocking(move |app| jobs::roster::set(&*app.vault.unsealed()?, &bytes, draft)).await?;
+    Ok(Acted::recorded(AdminReply::Roster { names }))
+}
+
+pub(crate) async fn audit_tail(app: &Arc<App>, count: u32) -> Result<Acted, Problem> {
+    if count == 0 || count > MAX_AUDIT_TAIL {
+        let detail = format!("The number of entries is {count}, allowed is 1 to {MAX_AUDIT_TAIL}.");
+        return Err(Problem::new(ErrorCode::BadRequest, detail, "Ask for fewer entries."));
+    }
+    let tail = move |app: &Arc<App>| app.vault.unsealed()?.audit_tail(count).map_err(problem::from_read);
+    let entries = app.blocking(tail).await?;
+    let count = entries.len() as u64;
+    Ok(Acted::unrecorded(AdminReply::AuditEntries(entries), count))
+}
+
+pub(crate) async fn audit_verify(
+    app: &Arc<App>,
+    known: Option<SignedCheckpoint>,
+    progress: ProgressSink,
+) -> Result<Acted, Problem> {
+    let verdict = app.blocking(move |app| verdict(&*app.vault.unsealed()?, known.as_ref(), &progress)).await?;
+    let count = verdict.entries;
+    Ok(Acted::unrecorded(AdminReply::AuditVerified(verdict), count))
+}
+
+fn verdict(store: &Store, known: Option<&SignedCheckpoint>, progress: &ProgressSink) -> Result<AuditVerdict, Problem> {
+    let mut report = |done, total| progress.send(Progress::Audit { done, total });
+    let found = store.verify_audit(&mut report).map_err(problem::from_read)?;
+    let verified = found.verified();
+    let mut findings = found.findings;
+    if !verified && findings.is_empty() {
+        findings.push("the checkpoint of the trail is missing".to_owned());
+    }
+    let extends_known = match (known, &found.checkpoint) {
+        (None, _) => None,
+        (Some(known), Some(now)) => Some(extends(store, known, now)?),
+        (Some(_), None) => Some(false),
+    };
+    if extends_known == Some(false) {
+        findings.push("the trail does not extend the checkpoint that this tool has seen".to_owned());
+    }
+    // A trail without a checkpoint was found out above; the empty one fits nothing.
+    let checkpoint =
+        found.checkpoint.unwrap_or_else(|| SignedCheckpoint { note: String::new(), public_key: String::new() });
+    Ok(AuditVerdict { entries: found.entries, verified: findings.is_empty(), extends_known, findings, checkpoint })
+}
+
+/// Whether the trail at `now` extends the one at `known`, both signed by the same key.
+fn extends(store: &Store, known: &SignedCheckpoint, now: &SignedCheckpoint) -> Result<bool, Problem> {
+    let (Ok(old), Ok(new)) = (known.verify(), now.verify()) else { return Ok(false) };
+    if known.public_key != now.public_key || old.origin != new.origin || old.size > new.size {
+        return Ok(false);
+    }
+    let proof = store.consistency_proof(old.size).map_err(problem::from_read)?;
+    Ok(verify_consistency(old.size, &old.root, new.size, &new.root, &proof))
+}

@@ -1,0 +1,46 @@
+//! From a request of the admin socket to an action, one to one.
+
+use super::upload::{ProgressSink, Upload};
+use crate::action::Action;
+use empathd_proto::admin::{AdminRequest, Progress};
+use tokio::sync::mpsc;
+
+/// An action, and where the chunks of its upload go.
+pub(super) struct Incoming {
+    pub(super) action: Action,
+    pub(super) chunks: Option<mpsc::Sender<Vec<u8>>>,
+}
+
+/// The action of a request.
+pub(super) fn incoming(request: AdminRequest, upload_bytes_max: u64, progress: mpsc::Sender<Progress>) -> Incoming {
+    let progress = ProgressSink::new(progress);
+    let action = match request {
+        AdminRequest::RosterSet { bytes } => {
+            let (chunks, upload) = Upload::new(bytes, upload_bytes_max);
+            return Incoming { action: Action::RosterSet { upload }, chunks: Some(chunks) };
+        }
+        AdminRequest::Ingest { file_name, bytes, dry_run } => {
+            let (chunks, upload) = Upload::new(bytes, upload_bytes_max);
+            let action = Action::Ingest { file_name, upload, dry_run, progress };
+            return Incoming { action, chunks: Some(chunks) };
+        }
+        AdminRequest::Status => Action::Status,
+        AdminRequest::Init { passphrase } => Action::Init { passphrase },
+        AdminRequest::Unseal { passphrase } => Action::Unseal { passphrase },
+        AdminRequest::Seal => Action::Seal,
+        AdminRequest::CertEnroll { name, role, valid_days } => Action::CertEnroll { name, role, valid_days },
+        AdminRequest::CertList => Action::CertList,
+        AdminRequest::CertRevoke { serial } => Action::CertRevoke { serial },
+        AdminRequest::DatasetCut { validation_percent, seed } => Action::DatasetCut { validation_percent, seed },
+        AdminRequest::DatasetList => Action::DatasetList,
+        AdminRequest::TrainStart(options) => Action::TrainStart(options),
+        AdminRequest::TrainStatus { job, follow } => Action::TrainStatus { job, follow, progress },
+        AdminRequest::TrainStop => Action::TrainStop,
+        AdminRequest::AdapterList => Action::AdapterList,
+        AdminRequest::AdapterPromote { id } => Action::AdapterPromote { id },
+        AdminRequest::AdapterRollback => Action::AdapterRollback,
+        AdminRequest::AuditTail { count } => Action::AuditTail { count },
+        AdminRequest::AuditVerify { known } => Action::AuditVerify { known, progress },
+    };
+    Incoming { action, chunks: None }
+}

@@ -1,0 +1,513 @@
+//! The configuration: a TOML file, read raw and then checked. Unknown keys and values out of range are refused by name.
+//! This file and `main.rs` are the only ones that look at the environment. What a setting does is not known here.
+#![expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+
+use empathd_clinic::scaffold::HelpLines;
+use serde::Deserialize;
+use std::fmt::Display;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Largest configuration file that is read.
+const FILE_BYTES_MAX: u64 = 256 * 1024;
+/// Where the system's configuration is.
+pub const SYSTEM_FILE: &str = "/etc/empathd/empathd.toml";
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration {0} cannot be read: {1}")]
+    Unreadable(PathBuf, std::io::Error),
+    /// Not TOML, an unknown key, or a value of the wrong kind; the text names line and key.
+    #[error("the configuration is not valid: {0}")]
+    Form(String),
+    /// A value outside its bounds.
+    #[error("{key} is {value}, allowed is {allowed}; change it in the configuration")]
+    Value {
+        /// Which setting.
+        key: &'static str,
+        /// What it is.
+        value: String,
+        /// What it may be.
+        allowed: String,
+    },
+}
+
+/// The checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// State folder.
+    pub state: PathBuf,
+    /// The API.
+    pub api: Api,
+    /// The admin socket.
+    pub admin: Admin,
+    /// The engine and its base model.
+    pub engine: EnginePlace,
+    /// Answers.
+    pub serving: Serving,
+    /// Training.
+    pub training: Training,
+    /// Bounds of the gate.
+    pub gate: Gate,
+    /// Where people in danger are sent.
+    pub help: HelpLines,
+}
+
+/// The API.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// Names and addresses in the server's certificate.
+    pub server_names: Vec<String>,
+}
+
+/// The admin socket.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Its path, unless systemd hands it over.
+    pub socket: PathBuf,
+    /// User numbers of administrators, beside root and the daemon's own.
+    pub users: Vec<u32>,
+    /// Groups of administrators, by name or number.
+    pub groups: Vec<String>,
+    /// Connections at once.
+    pub connections_max: usize,
+    /// Largest upload in bytes.
+    pub upload_bytes_max: u64,
+    /// How long a caller may be silent while it is its turn.
+    pub idle: Duration,
+}
+
+/// The engine and its base model.
+#[derive(Debug, Clone)]
+pub struct EnginePlace {
+    /// Socket of the engine's service.
+    pub socket: PathBuf,
+    /// Worker threads of an engine that this program starts.
+    pub threads: Option<u16>,
+    /// Folders with base models, in the order in which they are searched.
+    pub models: Vec<PathBuf>,
+    /// File name of the base model.
+    pub model: PathBuf,
+    /// SHA-256 it must have.
+    pub sha256: Option<[u8; 32]>,
+}
+
+/// Answers.
+#[derive(Debug, Clone)]
+pub struct Serving {
+    /// Answers at once; more are refused with `busy`.
+    pub answers_max: usize,
+    /// Tokens of an answer when the caller does not say.
+    pub answer_tokens: u32,
+    /// Most tokens of an answer.
+    pub answer_tokens_max: u32,
+    /// How long an interrupted answer waits for the engine.
+    pub reconnect: Duration,
+    /// How long a stop waits for answers under way.
+    pub drain: Duration,
+}
+
+/// How training is done unless a request says otherwise.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Training {
+    /// Optimiser steps.
+    pub steps: u32,
+    /// Most wall-clock minutes.
+    pub minutes: u16,
+    /// Longest sequence in tokens.
+    pub seq_len: u32,
+    /// Tokens of one step.
+    pub tokens_per_step: u32,
+    /// Rank of the shared pair on every linear.
+    pub shared_rank: u32,
+    /// Rank of each expert on the feed-forward linears.
+    pub expert_rank: u32,
+    /// Fewest experts; free ones fill up.
+    pub experts_min: usize,
+    /// Most experts.
+    pub experts_max: usize,
+    /// Experts a token takes.
+    pub top_k: u32,
+    /// `alpha / rank`.
+    pub scale: f32,
+    /// Peak learning rate of the low-rank weights.
+    pub learning_rate: f32,
+    /// Peak learning rate of the routers.
+    pub router_learning_rate: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+    /// Share of steps over which the rate rises.
+    pub warmup: f32,
+    /// Bound of the global gradient norm.
+    pub clip: f32,
+    /// Steps between validations.
+    pub validate_every: u32,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u32,
+    /// Validations without a better one before it stops.
+    pub patience: u32,
+    /// Held-out examples that are measured, spread over the domains.
+    pub validation_examples_max: usize,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Self {
+            steps: 24,
+            minutes: 720,
+            seq_len: 256,
+            tokens_per_step: 1024,
+            shared_rank: 8,
+            expert_rank: 8,
+            experts_min: 4,
+            experts_max: 8,
+            top_k: 2,
+            scale: 2.0,
+            learning_rate: 1e-3,
+            router_learning_rate: 2e-3,
+            weight_decay: 0.01,
+            warmup: 0.1,
+            clip: 1.0,
+            validate_every: 12,
+            checkpoint_every: 8,
+            patience: 4,
+            validation_examples_max: 24,
+        }
+    }
+}
+
+/// Bounds of the gate, each a ratio of the candidate's loss on held-out records to that of the base model.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gate {
+    /// Over all held-out records.
+    pub validation_ratio_max: f64,
+    /// In each domain.
+    pub domain_ratio_max: f64,
+    /// In the crisis domain.
+    pub crisis_ratio_max: f64,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { validation_ratio_max: 0.99, domain_ratio_max: 1.05, crisis_ratio_max: 1.02 }
+    }
+}
+
+/// What the command line puts in place of the file's values for a trial without installation.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// State folder; sockets are then in it too.
+    pub state: Option<PathBuf>,
+    /// Address of the API.
+    pub listen: Option<SocketAddr>,
+    /// Folder with base models, searched first.
+    pub models: Option<PathBuf>,
+    /// File name of the base model.
+    pub model: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawConfig {
+    store: RawStore,
+    api: RawApi,
+    admin: RawAdmin,
+    engine: RawEngine,
+    serving: RawServing,
+    training: Training,
+    gate: Gate,
+    help: RawHelp,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawStore {
+    folder: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawApi {
+    listen: Option<SocketAddr>,
+    server_names: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawAdmin {
+    socket: Option<PathBuf>,
+    users: Vec<u32>,
+    groups: Option<Vec<String>>,
+    connections_max: Option<usize>,
+    upload_bytes_max: Option<u64>,
+    idle_s: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawEngine {
+    socket: Option<PathBuf>,
+    threads: Option<u16>,
+    models: Option<PathBuf>,
+    model: Option<PathBuf>,
+    sha256: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawServing {
+    answers_max: Option<usize>,
+    answer_tokens: Option<u32>,
+    answer_tokens_max: Option<u32>,
+    reconnect_s: Option<u64>,
+    drain_s: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawHelp {
+    emergency: Option<String>,
+    crisis_line: Option<String>,
+    clinic: Option<String>,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(file: &Path, overrides: Overrides) -> Result<Self, ConfigError> {
+        let unreadable = |error| ConfigError::Unreadable(file.to_owned(), error);
+        let bytes = std::fs::metadata(file).map_err(unreadable)?.len();
+        within("the size of the configuration in bytes", bytes, 0..=FILE_BYTES_MAX)?;
+        Self::parse(&std::fs::read_to_string(file).map_err(unreadable)?, overrides)
+    }
+
+    /// Checks the text of a file; the empty text gives the defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn parse(text: &str, overrides: Overrides) -> Result<Self, ConfigError> {
+        let raw: RawConfig = toml::from_str(text).map_err(|error| ConfigError::Form(error.to_string()))?;
+        raw.training.check()?;
+        raw.gate.check()?;
+        let socket_in_state = |name: &str| overrides.state.as_ref().map(|state| state.join(name));
+        let admin = raw.admin.check(socket_in_state("admin.sock"))?;
+        let state = overrides.state.clone().or(raw.store.folder).unwrap_or_else(|| "/var/lib/empathd".into());
+        let engine = raw.engine.check(socket_in_state("engine.sock"), &overrides)?;
+        Ok(Self {
+            state,
+            api: raw.api.check(&overrides)?,
+            admin,
+            engine,
+            serving: raw.serving.check()?,
+            training: raw.training,
+            gate: raw.gate,
+            help: raw.help.check()?,
+        })
+    }
+}
+
+impl RawApi {
+    fn check(self, overrides: &Overrides) -> Result<Api, ConfigError> {
+        let default = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8443));
+        let server_names =
+            self.server_names.unwrap_or_else(|| vec!["localhost".into(), "127.0.0.1".into(), "::1".into()]);
+        within("the number of api.server_names", server_names.len(), 1..=64)?;
+        for name in &server_names {
+            let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.:".contains(&byte));
+            if !plain || name.is_empty() || name.len() > 253 {
+                return Err(not_allowed("api.server_names", name, "host names and addresses"));
+            }
+        }
+        Ok(Api { listen: overrides.listen.or(self.listen).unwrap_or(default), server_names })
+    }
+}
+
+impl RawAdmin {
+    fn check(self, socket_in_state: Option<PathBuf>) -> Result<Admin, ConfigError> {
+        within("the number of admin.users", self.users.len(), 0..=64)?;
+        let groups = self.groups.unwrap_or_else(|| vec!["empathd-admin".into()]);
+        within("the number of admin.groups", groups.len(), 0..=64)?;
+        Ok(Admin {
+            socket: socket_in_state.or(self.socket).unwrap_or_else(|| "/run/empathd/admin.sock".into()),
+            users: self.users,
+            groups,
+            connections_max: within("admin.connections_max", self.connections_max.unwrap_or(16), 1..=256)?,
+            upload_bytes_max: within(
+                "admin.upload_bytes_max",
+                self.upload_bytes_max.unwrap_or(256 * 1024 * 1024),
+                1024..=empathd_proto::admin::MAX_SOURCE_BYTES,
+            )?,
+            idle: Duration::from_secs(within("admin.idle_s", self.idle_s.unwrap_or(30), 1..=600)?),
+        })
+    }
+}
+
+impl RawEngine {
+    fn check(self, socket_in_state: Option<PathBuf>, overrides: &Overrides) -> Result<EnginePlace, ConfigError> {
+        let model = overrides.model.clone().or(self.model);
+        let model = model.unwrap_or_else(|| crate::model_file::REFERENCE_NAME.into());
+        let configured = self.models.unwrap_or_else(|| "/usr/share/empathd/models".into());
+        let models = overrides.models.clone().into_iter().chain([configured]).chain(cached_models()).collect();
+        if let Some(threads) = self.threads {
+            within("engine.threads", threads, 1..=512)?;
+        }
+        let sha256 = self.sha256.as_deref().map(digest).transpose()?;
+        let socket = socket_in_state.or(self.socket).unwrap_or_else(|| "/run/empathd-engine/engine.sock".into());
+        Ok(EnginePlace { socket, threads: self.threads, models, model, sha256 })
+    }
+}
+
+impl RawServing {
+    fn check(self) -> Result<Serving, ConfigError> {
+        let engine_max = empathd_proto::engine::MAX_GENERATIONS;
+        let tokens_max = within("serving.answer_tokens_max", self.answer_tokens_max.unwrap_or(2048), 1..=8192)?;
+        let tokens = self.answer_tokens.unwrap_or(tokens_max.min(256));
+        let reconnect_s = within("serving.reconnect_s", self.reconnect_s.unwrap_or(60), 1..=600)?;
+        Ok(Serving {
+            answers_max: within("serving.answers_max", self.answers_max.unwrap_or(16), 1..=engine_max)?,
+            answer_tokens: within("serving.answer_tokens", tokens, 1..=tokens_max)?,
+            answer_tokens_max: tokens_max,
+            reconnect: Duration::from_secs(reconnect_s),
+            drain: Duration::from_secs(within("serving.drain_s", self.drain_s.unwrap_or(20), 1..=600)?),
+        })
+    }
+}
+
+impl RawHelp {
+    fn check(self) -> Result<HelpLines, ConfigError> {
+        let default = HelpLines::default();
+        let lines = HelpLines {
+            emergency: self.emergency.unwrap_or(default.emergency),
+            crisis_line: self.crisis_line.unwrap_or(default.crisis_line),
+            clinic: self.clinic.or(default.clinic),
+        };
+        within("the length of help.emergency", lines.emergency.len(), 2..=200)?;
+        within("the length of help.crisis_line", lines.crisis_line.len(), 2..=200)?;
+        within("the length of help.clinic", lines.clinic.as_ref().map_or(2, String::len), 2..=200)?;
+        Ok(lines)
+    }
+}
+
+impl Training {
+    fn check(&self) -> Result<(), ConfigError> {
+        within("training.steps", self.steps, 1..=1_000_000)?;
+        within("training.minutes", self.minutes, 1..=720)?;
+        within("training.seq_len", self.seq_len, 16..=32_768)?;
+        within("training.tokens_per_step", self.tokens_per_step, 16..=4_194_304)?;
+        within("training.shared_rank", self.shared_rank, 1..=256)?;
+        within("training.expert_rank", self.expert_rank, 1..=256)?;
+        within("training.experts_max", self.experts_max, 2..=64)?;
+        within("training.experts_min", self.experts_min, 2..=self.experts_max)?;
+        within("training.top_k", self.top_k as usize, 1..=self.experts_min)?;
+        within("training.scale", self.scale, 0.01..=64.0)?;
+        within("training.learning_rate", self.learning_rate, 1e-7..=1.0)?;
+        within("training.router_learning_rate", self.router_learning_rate, 1e-7..=1.0)?;
+        within("training.weight_decay", self.weight_decay, 0.0..=1.0)?;
+        within("training.warmup", self.warmup, 0.0..=0.9)?;
+        within("training.clip", self.clip, 1e-3..=1e3)?;
+        within("training.validate_every", self.validate_every, 1..=1_000_000)?;
+        within("training.checkpoint_every", self.checkpoint_every, 1..=1_000_000)?;
+        within("training.patience", self.patience, 1..=1_000)?;
+        within("training.validation_examples_max", self.validation_examples_max, 1..=100_000)?;
+        Ok(())
+    }
+}
+
+impl Gate {
+    fn check(&self) -> Result<(), ConfigError> {
+        within("gate.validation_ratio_max", self.validation_ratio_max, 0.1..=1.0)?;
+        within("gate.domain_ratio_max", self.domain_ratio_max, 0.1..=2.0)?;
+        within("gate.crisis_ratio_max", self.crisis_ratio_max, 0.1..=2.0)?;
+        Ok(())
+    }
+}
+
+fn within<T: PartialOrd + Display>(key: &'static str, value: T, allowed: RangeInclusive<T>) -> Result<T, ConfigError> {
+    if allowed.contains(&value) {
+        return Ok(value);
+    }
+    Err(not_allowed(key, value, format!("{} to {}", allowed.start(), allowed.end())))
+}
+
+fn not_allowed(key: &'static str, value: impl Display, allowed: impl Display) -> ConfigError {
+    ConfigError::Value { key, value: value.to_string(), allowed: allowed.to_string() }
+}
+
+fn digest(text: &str) -> Result<[u8; 32], ConfigError> {
+    let refused = || not_allowed("engine.sha256", text, "64 hexadecimal digits");
+    let nibbles: Option<Vec<u32>> = text.chars().map(|digit| digit.to_digit(16)).collect();
+    let nibbles = nibbles.filter(|nibbles| nibbles.len() == 64).ok_or_else(refused)?;
+    let bytes: Vec<u8> = nibbles.chunks(2).filter_map(|pair| u8::try_from(pair[0] * 16 + pair[1]).ok()).collect();
+    bytes.try_into().map_err(|_| refused())
+}
+
+/// The user's cache of base models, after the XDG base directory rules.
+fn cached_models() -> Option<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
+    Some(cache.join("empathd/models"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        Config::parse(text, Overrides::default()).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn the_empty_file_gives_defaults_within_their_own_bounds() {
+        let config = Config::parse("", Overrides::default()).expect("valid");
+        assert_eq!(config.serving.answers_max, 16);
+        assert_eq!(config.state, PathBuf::from("/var/lib/empathd"));
+        assert_eq!(config.training, Training::default());
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_by_name_and_line() {
+        let text = refusal("[training]\nsteps = 4\nsteppes = 5\n");
+        assert!(text.contains("steppes") && text.contains("line 3"), "{text}");
+        assert!(refusal("[trainnig]\nsteps = 4\n").contains("trainnig"));
+        assert!(refusal("[api]\nlisten = \"not an address\"\n").contains("line 2"));
+    }
+
+    #[test]
+    fn values_out_of_bounds_are_refused_by_name() {
+        for (text, key) in [
+            ("[training]\nsteps = 0", "training.steps"),
+            ("[training]\nlearning_rate = nan", "training.learning_rate"),
+            ("[training]\ntop_k = 5", "training.top_k"),
+            ("[gate]\nvalidation_ratio_max = 1.5", "gate.validation_ratio_max"),
+            ("[serving]\nanswers_max = 65", "serving.answers_max"),
+            ("[serving]\nanswer_tokens = 4096", "serving.answer_tokens"),
+            ("[admin]\nupload_bytes_max = 1", "admin.upload_bytes_max"),
+            ("[admin]\nidle_s = 0", "admin.idle_s"),
+            ("[engine]\nsha256 = \"abcd\"", "engine.sha256"),
+            ("[api]\nserver_names = [\"a b\"]", "api.server_names"),
+            ("[help]\ncrisis_line = \"\"", "help.crisis_line"),
+        ] {
+            let refused = refusal(text);
+            assert!(refused.contains(key), "{text}: {refused}");
+        }
+    }
+
+    #[test]
+    fn a_trial_keeps_everything_in_its_state_folder() {
+        let overrides = Overrides { state: Some("/tmp/x".into()), ..Overrides::default() };
+        let config = Config::parse("[store]\nfolder = \"/var/lib/empathd\"", overrides).expect("valid");
+        assert_eq!(config.state, PathBuf::from("/tmp/x"));
+        assert_eq!(config.admin.socket, PathBuf::from("/tmp/x/admin.sock"));
+        assert_eq!(config.engine.socket, PathBuf::from("/tmp/x/engine.sock"));
+    }
+}

@@ -1,0 +1,11 @@
+//! Long work: taking in sources, cutting datasets, training, the gate. Jobs know store, ingestion and engine; they know
+//! no connection and no caller.
+
+mod course;
+pub(crate) mod cut;
+mod examples;
+mod gate;
+pub(crate) mod ingest;
+mod job_doc;
+pub(crate) mod roster;
+pub(crate) mod train;
