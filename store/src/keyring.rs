@@ -214,7 +214,7 @@ fn unwrap(by: &Key, wrapped: &Wrapped, store: StoreId, context: &[u8]) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::SeededEntropy;
+    use crate::tests::support::SeededEntropy;
 
     #[test]
     fn only_the_passphrase_opens_it_and_any_changed_byte_is_noticed() {

@@ -33,7 +33,7 @@ mod verify;
 mod writer;
 
 #[cfg(test)]
-mod testing;
+mod tests;
 
 pub use adapters::{NewAdapter, StoredAdapter};
 pub use audit::{AuditDraft, AuditFindings, MAX_TAIL};

@@ -1,0 +1,7 @@
+//! Behaviour of the store as a whole. What one file alone promises is tested in that file.
+
+mod behaviour;
+mod faults;
+mod model;
+pub(crate) mod support;
+mod tamper;
