@@ -114,6 +114,13 @@ impl Fake {
         sender
     }
 
+    /// Returns when the planned chat has been asked for.
+    pub(super) async fn chat_taken(&self) {
+        while self.chat.lock().expect("not poisoned").is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     fn reply(&self, actor: &Actor, action: &Action) -> Result<Reply, Problem> {
         let refused = |code| Problem::new(code, "Refused.", "Nothing");
         match action {
