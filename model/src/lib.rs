@@ -2,7 +2,8 @@
 //! process that serves them. This crate refuses to know databases, keys, clients and HTTP.
 //!
 //! Reading order: [`config`] (shapes), [`ops`] (differentiable operations), [`backbone`] (frozen weights and the way
-//! through them), [`adapter`] (what is trained), [`train`] (how).
+//! through them), [`adapter`] (what is trained), [`train`] (how); then [`gguf`], [`tokenizer`] and [`template`] (what a
+//! model file holds), [`infer`] (answers), [`engine`] (the process). [`tiny`] is a model for tests.
 
 pub mod adapter;
 pub mod backbone;

@@ -266,7 +266,7 @@ fn examples() -> Vec<Example> {
     let domains = [Domain::TherapyDialogue, Domain::Crisis];
     let example = |number: usize| Example {
         domain: domains[number % 2],
-        held_out: number % 4 == 0,
+        held_out: number.is_multiple_of(4),
         messages: vec![
             says(ChatRole::User, &format!("question {number}")),
             says(ChatRole::Assistant, "the answer is the same: you are heard"),
