@@ -137,9 +137,10 @@ fn lecture(desk: &mut Desk, n: usize) -> Talk {
     let theme = &THEMES[n % THEMES.len()];
     desk.new_talk(|rng| {
         let mut talk = Talk::new();
-        for more in theme.more {
+        let first = rng.below(LECTURES.len());
+        for (k, more) in theme.more.iter().enumerate() {
             talk.push((Voice::Client, format!("{} {more}", rng.pick(theme.opens))));
-            talk.push((Voice::Clinician, (*rng.pick(LECTURES)).to_owned()));
+            talk.push((Voice::Clinician, LECTURES[(first + k) % LECTURES.len()].to_owned()));
         }
         talk
     })
