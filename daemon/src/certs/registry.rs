@@ -123,3 +123,54 @@ fn random(entropy: &dyn Entropy) -> [u8; SERIAL_BYTES] {
     entropy.fill(&mut bytes);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::OsEntropy;
+    use empathd_proto::Secret;
+    use empathd_proto::audit::{ActionKind, AuditObject, Outcome, Principal, PrincipalKind};
+    use empathd_store::{AuditDraft, KdfCost, Store};
+    use std::sync::Arc;
+
+    fn draft(action: ActionKind) -> AuditDraft {
+        let principal = Principal { kind: PrincipalKind::Appliance, number: 0 };
+        AuditDraft { at_ms: 1, principal, action, outcome: Outcome::Done, object: AuditObject::None, count: 0 }
+    }
+
+    fn change<T>(store: &Store, f: impl FnOnce(&mut Writer<'_>) -> Result<T, CertError>) -> Result<T, CertError> {
+        store.change(draft(ActionKind::CertEnroll), |writer, _| f(writer))
+    }
+
+    #[test]
+    fn certificates_are_remembered_without_their_keys_and_revoked_once() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let passphrase = Secret::new("correct horse".into());
+        let entropy = Arc::new(OsEntropy);
+        let init = draft(ActionKind::Init);
+        let store = Store::create(dir.path(), &passphrase, KdfCost::Light, entropy.clone(), init).expect("creates");
+        assert!(matches!(store.read(load_authority), Err(CertError::NoAuthority)));
+
+        let made = change(&store, |w| create_authority(w, &*entropy, 1_000)).expect("creates");
+        let authority = store.read(load_authority).expect("loads");
+        assert_eq!(authority.ca_pem(), made.ca_pem());
+        assert_eq!(authority.certificate(), made.certificate());
+
+        let enrolled = change(&store, |w| enroll(w, &authority, "epic", ApiRole::Ehr, 7, 1_000, &*entropy));
+        let EnrolledCert { summary, key_pem, .. } = enrolled.expect("enrolls");
+        assert!(key_pem.contains("PRIVATE KEY"));
+        assert_eq!(summary.uri, "spiffe://empathd/ehr/epic");
+        assert_eq!(summary.not_after_ms, 1_000 + 7 * 86_400_000);
+        assert_eq!(store.read(list).expect("lists"), [summary.clone()]);
+
+        let revoked = change(&store, |w| revoke(w, &summary.serial.to_uppercase(), 5_000)).expect("revokes");
+        assert_eq!(revoked.revoked_at_ms, Some(5_000));
+        let again = change(&store, |w| revoke(w, &summary.serial, 6_000)).expect("changes nothing");
+        assert_eq!(again, revoked);
+        assert_eq!(store.read(list).expect("lists"), [revoked]);
+        for unknown in ["", "zz", &"0".repeat(32)] {
+            let refused = change(&store, |w| revoke(w, unknown, 5_000));
+            assert!(matches!(refused, Err(CertError::UnknownSerial)), "{unknown}");
+        }
+    }
+}

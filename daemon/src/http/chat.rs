@@ -4,7 +4,7 @@
 use super::metrics::Meter;
 use super::problem::{Refusal, bad_request, unexpected_reply};
 use super::routes::{Caller, REQUEST_ID, id_value, recorded};
-use super::sse::{AnswerStream, Envelope};
+use super::sse::{self, Envelope};
 use super::{Door, body};
 use crate::action::{Action, ChatCall};
 use crate::app::{Answer, AnswerEvent, Reply};
@@ -32,7 +32,7 @@ const MAX_ANSWER_TOKENS: u32 = 131_072;
 const DEFAULT_TEMPERATURE: f32 = 0.7;
 const DEFAULT_TOP_P: f32 = 0.95;
 /// A stream begins after the first words or after this time, so that an early failure still has its own status.
-const FIRST_EVENT_MS: u64 = 10_000;
+const FIRST_EVENT: Duration = Duration::from_secs(10);
 
 /// A checked request.
 #[derive(Debug, PartialEq)]
@@ -66,15 +66,15 @@ pub(super) async fn complete(
 }
 
 /// The answer as a stream of events.
-async fn stream(door: &Door, mut answer: Answer, usage: bool, meter: Meter) -> Result<Response, Problem> {
-    let first = match timeout(Duration::from_millis(FIRST_EVENT_MS), answer.events.recv()).await {
-        Ok(Some(AnswerEvent::Failed(problem))) => return Err(problem),
-        Ok(None) => return Err(broken_off()),
+async fn stream(door: &Door, mut answer: Answer, usage: bool, mut meter: Meter) -> Result<Response, Problem> {
+    let first = match timeout(FIRST_EVENT, answer.events.recv()).await {
+        Ok(Some(AnswerEvent::Failed(problem))) => return Err(meter.failing(problem)),
+        Ok(None) => return Err(meter.failing(broken_off())),
         Ok(first) => first,
         Err(_) => None,
     };
-    let body = AnswerStream::new(answer, first, usage, door, meter);
-    let mut response = Response::new(Body::new(body));
+    let body = sse::body(answer, first, usage, door, meter);
+    let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     Ok(response)
 }
@@ -92,11 +92,14 @@ async fn collect(mut answer: Answer, mut meter: Meter) -> Result<ChatCompletion,
     let Envelope { id, created, model } = Envelope::of(&answer);
     let mut text = String::new();
     while let Some(event) = answer.events.recv().await {
-        meter.event(&event);
         match event {
-            AnswerEvent::Text(more) => text.push_str(&more),
-            AnswerEvent::Failed(problem) => return Err(problem),
+            AnswerEvent::Text(more) => {
+                meter.text();
+                text.push_str(&more);
+            }
+            AnswerEvent::Failed(problem) => return Err(meter.failing(problem)),
             AnswerEvent::Finished { reason, usage, notes } => {
+                meter.finished(reason, usage);
                 let message = ChatMessage { role: ChatRole::Assistant, content: Content::Text(text), name: None };
                 let choices = vec![Choice { index: 0, message, finish_reason: reason }];
                 let object = "chat.completion".to_owned();
@@ -104,7 +107,7 @@ async fn collect(mut answer: Answer, mut meter: Meter) -> Result<ChatCompletion,
             }
         }
     }
-    Err(broken_off())
+    Err(meter.failing(broken_off()))
 }
 
 pub(super) fn broken_off() -> Problem {

@@ -5,9 +5,9 @@ use super::Door;
 use super::problem::Refusal;
 use super::routes::{Caller, Route};
 use crate::action::Action;
-use crate::app::AnswerEvent;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
+use empathd_proto::Problem;
 use empathd_proto::admin::EngineState;
 use empathd_proto::chat::{FinishReason, Usage};
 use hyper::StatusCode;
@@ -120,19 +120,16 @@ impl Meter {
         Self { started: Instant::now(), first_seen: false, ended: false, _running }
     }
 
-    pub(super) fn event(&mut self, event: &AnswerEvent) {
-        match event {
-            AnswerEvent::Text(_) if !self.first_seen => {
-                self.first_seen = true;
-                histogram!("empathd_time_to_first_token_seconds").record(self.started.elapsed());
-            }
-            AnswerEvent::Text(_) => {}
-            AnswerEvent::Finished { reason, usage, .. } => self.finished(*reason, *usage),
-            AnswerEvent::Failed(problem) => self.ended(problem.code.as_str()),
+    /// More text came.
+    pub(super) fn text(&mut self) {
+        if !self.first_seen {
+            self.first_seen = true;
+            histogram!("empathd_time_to_first_token_seconds").record(self.started.elapsed());
         }
     }
 
-    fn finished(&mut self, reason: FinishReason, usage: Usage) {
+    /// The answer is complete.
+    pub(super) fn finished(&mut self, reason: FinishReason, usage: Usage) {
         counter!("empathd_prompt_tokens_total").increment(usage.prompt_tokens.into());
         counter!("empathd_generation_tokens_total").increment(usage.completion_tokens.into());
         self.ended(match reason {
@@ -140,6 +137,17 @@ impl Meter {
             FinishReason::Length => "length",
             FinishReason::Cancelled => "cancelled",
         });
+    }
+
+    /// The answer failed.
+    pub(super) fn failed(&mut self, problem: &Problem) {
+        self.ended(problem.code.as_str());
+    }
+
+    /// [`Self::failed`] for a problem on its way out.
+    pub(super) fn failing(&mut self, problem: Problem) -> Problem {
+        self.failed(&problem);
+        problem
     }
 
     fn ended(&mut self, how: &'static str) {
@@ -162,13 +170,13 @@ pub(super) async fn read(
     Extension(Caller(actor)): Extension<Caller>,
 ) -> Result<Response, Refusal> {
     door.appliance.perform(&actor, Action::Metrics).await?;
-    measure(&door);
-    let text = install().render();
+    // Counting reads the store and the process table.
+    let text = tokio::task::spawn_blocking(move || render(&door)).await.unwrap_or_default();
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
 
-/// Values that are looked up when somebody reads them.
-fn measure(door: &Door) {
+/// Everything counted so far, and the values that are looked up when somebody reads them.
+fn render(door: &Door) -> String {
     gauge!("empathd_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     let ready = door.appliance.readiness().engine == EngineState::Ready;
     gauge!("empathd_engine_up").set(f64::from(u8::from(ready)));
@@ -179,6 +187,7 @@ fn measure(door: &Door) {
     if let Some(bytes) = resident_bytes() {
         gauge!("process_resident_memory_bytes").set(bytes as f64);
     }
+    install().render()
 }
 
 /// Memory of this process that is in use, in bytes.

@@ -115,6 +115,7 @@ async fn admit(door: &Door, peer: &Peer) -> Result<Actor, Problem> {
     let (name, role) = (identity.name.clone(), identity.role);
     let actor = Actor::Certificate { serial: serial.clone(), number: *number, name, role };
     let detail = match door.appliance.certificate(serial) {
+        _ if door.appliance.tls_config().is_none() => return Err(sealed()),
         CertState::Valid if door.appliance.now_ms() < peer.not_after_ms => return Ok(actor),
         CertState::Valid => "The certificate has expired.",
         CertState::Revoked => "The certificate was revoked.",
@@ -122,6 +123,11 @@ async fn admit(door: &Door, peer: &Peer) -> Result<Actor, Problem> {
     };
     let next = "Ask the clinic's administrator for a new one: empathctl cert enroll";
     Err(recorded(door, &actor, Problem::new(ErrorCode::Unauthenticated, detail, next)).await.0)
+}
+
+/// The keys left memory after this connection had begun.
+fn sealed() -> Problem {
+    Problem::new(ErrorCode::Sealed, "The store is sealed.", "Ask the clinic's administrator to run: empathctl unseal")
 }
 
 fn sentence(error: &impl std::fmt::Display) -> String {

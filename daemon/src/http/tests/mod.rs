@@ -42,12 +42,7 @@ async fn certificates_that_tls_refuses_get_no_byte_and_reach_nothing() {
     let stranger = Fake::new();
     for version in TLS {
         let fake = &served.fake;
-        let long_ago = now_ms() - 10 * DAY_MS;
-        let expired = fake.odd(|params| {
-            params.not_after = rcgen::date_time_ymd(2001, 1, 1);
-            params.subject_alt_names = vec![san(ApiRole::Ehr, "late")];
-        });
-        assert!(fake.authority.issue_client("late", ApiRole::Ehr, 1, serial(), long_ago).is_ok());
+        let (_, expired) = fake.enroll_at(ApiRole::Ehr, now_ms() - 10 * DAY_MS);
         let authority = fake.odd(|params| {
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.subject_alt_names = vec![san(ApiRole::Ehr, "ca")];

@@ -79,8 +79,13 @@ impl Fake {
 
     /// A good certificate.
     pub(super) fn enroll(&self, role: ApiRole) -> (String, Credentials) {
+        self.enroll_at(role, now_ms())
+    }
+
+    /// A certificate for one day from then on.
+    pub(super) fn enroll_at(&self, role: ApiRole, at_ms: u64) -> (String, Credentials) {
         let serial = serial();
-        let issued = self.authority.issue_client("test", role, 1, serial, now_ms()).expect("issues");
+        let issued = self.authority.issue_client("test", role, 1, serial, at_ms).expect("issues");
         self.set(&serial_text(&serial), CertState::Valid);
         (serial_text(&serial), from_pem(&issued.cert_pem, &issued.key_pem))
     }
