@@ -168,6 +168,7 @@ answer() {
     # The command that `cert enroll` prints is one that works.
     command=$(inside empathctl cert enroll ehr-2 --out /root/certs --json | sed -n 's/.*"try_it": "\(.*\)".*/\1/p')
     inside sh -c "$command --silent --fail --max-time 30" | tee "$work/models.json" || fail "the printed curl command"
+    printf '\n'
     model=$(sed -n 's/.*"id":[[:space:]]*"\([^"]*\)".*/\1/p' "$work/models.json" | head -n 1)
     [ -n "$model" ] || fail "no model is listed"
     body='{"model":"'$model'","max_tokens":24,"temperature":0,"messages":[{"role":"user","content":"Hello, I slept badly."}]}'
@@ -195,7 +196,7 @@ guards() {
     echo "a stranger on the admin socket: refused"
     inside useradd --create-home clerk
     inside usermod --append --groups empathd-admin clerk
-    inside setpriv --reuid=clerk --regid=clerk --init-groups empathctl audit verify || fail "a member of empathd-admin"
+    inside setpriv --reuid=clerk --regid=clerk --init-groups --reset-env empathctl audit verify || fail "a member of empathd-admin"
     engine=$(inside systemctl show --property=MainPID --value empathd-engine.service)
     # The engine has no network but a loopback of its own, and sees no keys.
     [ "$(inside readlink "/proc/$engine/ns/net")" != "$(inside readlink /proc/1/ns/net)" ] || fail "the engine has a network"
@@ -213,6 +214,32 @@ restart() {
     inside empathctl audit verify || fail "audit verify"
 }
 
+engine_dies() {
+    step "the engine dies and comes back"
+    inside systemctl kill --signal=KILL empathd-engine.service
+    sleep 1
+    wait_for "the engine" "$ENGINE_SECONDS" ready
+    [ "$(inside systemctl show empathd-engine.service --property=NRestarts --value)" -ge 1 ] || fail "no restart"
+    echo "systemd started it again, and the daemon found it"
+}
+
+# The same version once more goes the way of a newer one.
+upgrade() {
+    step "upgrade: stopped in order, started again, sealed"
+    INSIDE_SECONDS=180 inside sh -c 'dpkg -i /root/empathd_*.deb' || fail "the package does not install over itself"
+    wait_for "empathd.service" "$SERVICE_SECONDS" active empathd.service
+    inside empathctl status --json | grep -q '"state": "sealed"' || fail "not sealed after an upgrade"
+    inside empathctl unseal --passphrase-file /root/passphrase || fail "unseal after an upgrade"
+}
+
+verify() {
+    step "empathd verify on the stopped appliance"
+    inside systemctl stop empathd.service empathd.socket
+    inside install --owner=empathd --mode=0400 /root/passphrase /run/passphrase
+    inside setpriv --reuid=empathd --regid=empathd --clear-groups \
+        empathd verify --state /var/lib/empathd --passphrase-file /run/passphrase || fail "verify"
+}
+
 purge() {
     step "purge keeps the records"
     INSIDE_SECONDS=180 inside dpkg --purge empathd || fail "purge"
@@ -227,7 +254,10 @@ install_packages
 init
 answer
 guards
+engine_dies
 restart
+upgrade
+verify
 purge
 step "power off"
 stop
