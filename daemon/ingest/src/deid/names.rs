@@ -4,7 +4,7 @@
 use crate::deid::{Found, Roster, words};
 use empathd_proto::record::PhiKind;
 use regex::Regex;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::LazyLock;
 
 /// One capitalised word, an initial, or a name joined by hyphen or apostrophe.
@@ -25,7 +25,7 @@ static CUES: LazyLock<Vec<Cue>> = LazyLock::new(|| {
         r"\b(?i:my name is|my name's|name is|i am called|i'm called|is called|was called|called|nicknamed|named|goes by|preferred name:?|known as|charted as|full name:?|patient name:?|name ?[:=]|signed,?|yours sincerely,?|kind regards,?|best regards,?|regards,)\s+",
     ];
     let weak = [
-        r"\b(?i:this is|i'm|i am|it's|call me|dear|hi|hello|hey|thanks|thank you|bye|goodbye|patient|client|with|and|from|meet|met|told|tell|ask|asked|sincerely,?|love,)\s+".to_owned(),
+        r"\b(?i:this is|i'm|i am|it's|call me|dear|hi|hello|hey|thanks|thank you|bye|goodbye|patient|client|with|meet|met|told|tell|ask|asked|sincerely,?|love,)\s+".to_owned(),
         format!(r"\b(?i:my|his|her|our|their|your|the)(?: (?:older|younger|little|big|late|best|eldest|youngest|former|ex|new|old|dear))? (?i:{kin})(?:'s name is|,| is| named| called)? "),
     ];
     let cue = |before: &str, after: &str, is_weak| Cue {
@@ -64,7 +64,14 @@ pub(super) fn find(text: &str, found: &mut Vec<Found>) {
         }
     }
     given(text, found);
+    runs(text, found);
 }
+
+/// Endings of remedies and diseases, which some write with a capital.
+const REMEDY_ENDINGS: &[&str] = &[
+    "ide", "cin", "xen", "prim", "azole", "zepam", "olol", "pril", "statin", "itis", "itus", "osis", "emia", "dipine",
+    "etine", "aline", "apine", "idine", "done", "lyte", "phen", "itin", "pram", "tadine",
+];
 
 /// The words of a capitalised run up to the first ordinary one.
 fn name(start: usize, run: &str, is_weak: bool) -> Option<Found> {
@@ -79,23 +86,31 @@ fn name(start: usize, run: &str, is_weak: bool) -> Option<Found> {
         end = at + bare.len();
         at += word.len() + 1;
     }
-    (end > 1).then(|| Found::new(start, start + end, PhiKind::Name))
+    let name = &run[..end];
+    let is_remedy = is_weak && REMEDY_ENDINGS.iter().any(|ending| name.ends_with(ending));
+    let is_name = name.chars().filter(|c| c.is_alphabetic()).count() > 1 && !is_remedy;
+    is_name.then(|| Found::new(start, start + end, PhiKind::Name))
 }
 
-/// Given names, with the initials and capitalised words right after them.
+/// Shorter given names in small letters are words too often.
+const LOWER_CHARS_MIN: usize = 5;
+
+/// Given names, with the initials and capitalised words right after them. In small letters only those that are no word.
 fn given(text: &str, found: &mut Vec<Found>) {
-    let words: Vec<(usize, &str)> = words::capitalised(text).collect();
+    let words: Vec<(usize, &str)> = words::all(text).collect();
     let mut index = 0;
     while index < words.len() {
         let (start, word) = words[index];
         index += 1;
-        if !GIVEN.contains(words::titled(word).as_str()) {
+        let is_written = is_capitalised(word) || word.len() >= LOWER_CHARS_MIN && !words::is_ambiguous(word);
+        if !is_written || !GIVEN.contains(words::titled(word).as_str()) {
             continue;
         }
         let mut end = start + word.len();
-        while let Some((next, more)) =
-            words.get(index).filter(|(next, more)| follows(text, end, *next) && !words::is_ordinary(more))
-        {
+        let goes_on = |end, next, word| {
+            follows(text, end, next) && is_capitalised(word) && (is_initial(word) || !words::is_ordinary(word))
+        };
+        while let Some((next, more)) = words.get(index).filter(|(next, more)| goes_on(end, *next, more)) {
             end = next + more.len();
             index += 1;
         }
@@ -103,26 +118,64 @@ fn given(text: &str, found: &mut Vec<Found>) {
     }
 }
 
-/// Whether only a space, a hyphen, or the point of an initial stands between two words.
-fn follows(text: &str, end: usize, next: usize) -> bool {
-    matches!(text.get(end..next), Some(" " | "-" | ". "))
+fn is_capitalised(word: &str) -> bool {
+    word.starts_with(char::is_uppercase)
 }
 
-/// A matcher for every name found in a record and its parts, when there is one.
+/// Endings of words that name ideas, not people.
+const IDEA_ENDINGS: &[&str] = &[
+    "tion", "sion", "ing", "ment", "ness", "ity", "ive", "ical", "ism", "logy", "apy", "ance", "ence", "ous", "ful",
+    "ship", "able", "ible", "sis", "ware", "land", "book", "ies", "ial", "ure",
+];
+
+/// Two or more capitalised words side by side that are neither ordinary nor ideas: somebody's full name, most often.
+fn runs(text: &str, found: &mut Vec<Found>) {
+    let words: Vec<(usize, &str)> = words::capitalised(text).collect();
+    let end_of = |(start, word): &(usize, &str)| start + word.len();
+    let may_be_name = |word: &str| {
+        let is_shouted = word.len() > 1 && word.chars().all(char::is_uppercase);
+        is_initial(word)
+            || !is_shouted && !words::is_ambiguous(word) && !IDEA_ENDINGS.iter().any(|ending| word.ends_with(ending))
+    };
+    for run in words.chunk_by(|left, right| follows(text, end_of(left), right.0)) {
+        let long = run.iter().filter(|(_, word)| word.chars().count() > 1).count();
+        let is_name = (2..=4).contains(&run.len()) && long >= 2 && run.iter().all(|(_, word)| may_be_name(word));
+        if let (true, [first, .., last]) = (is_name, run) {
+            found.push(Found::new(first.0, end_of(last), PhiKind::Name));
+        }
+    }
+}
+
+fn is_initial(word: &str) -> bool {
+    word.len() == 1 && word != "I"
+}
+
+/// Whether only a space, a hyphen, or the point of an initial stands between two words.
+fn follows(text: &str, end: usize, next: usize) -> bool {
+    let before = text[..end].rsplit(|c: char| !c.is_alphabetic()).next().unwrap_or_default();
+    match text.get(end..next) {
+        Some(" " | "-") => true,
+        Some(". ") => is_initial(before),
+        _ => false,
+    }
+}
+
+/// A matcher for every name found in a record and for its parts, when there is one. Parts need their capital: "Hope Lane"
+/// must not hide every hope.
 pub(super) fn surfaces<'a>(found: impl Iterator<Item = (&'a str, &'a Vec<Found>)>) -> Option<Roster> {
-    let mut names: BTreeSet<String> = BTreeSet::new();
+    let mut names: BTreeMap<String, bool> = BTreeMap::new();
     for (text, found) in found {
         for name in found
             .iter()
             .filter(|found| found.kind == PhiKind::Name)
             .filter_map(|found| text.get(found.start..found.end))
         {
-            let parts = name.split(' ').filter(|part| part.chars().count() > 2 && !words::is_ordinary(part));
-            names.extend(parts.map(str::to_owned));
-            if name.contains('-') {
-                names.insert(name.replace('-', " "));
+            let parts = name.split([' ', '-']).filter(|part| part.chars().count() > 2 && !words::is_ordinary(part));
+            for part in parts {
+                names.entry(part.to_owned()).or_insert(true);
             }
-            names.insert(name.to_owned());
+            names.insert(name.replace('-', " "), false);
+            names.insert(name.to_owned(), false);
         }
     }
     if names.is_empty() { None } else { Roster::of_patterns(names).ok() }
@@ -153,6 +206,8 @@ mod tests {
     #[test]
     fn common_given_names_need_no_cue() {
         assert_eq!(names("Then Jessica A. Thornbury-Vale left MICHAEL."), ["Jessica A. Thornbury-Vale", "MICHAEL"]);
+        assert_eq!(names("then jessica met Sereth Valamir in the marina"), ["jessica", "Sereth Valamir"]);
+        assert_eq!(names("Motivational Interviewing helps. I saw Alex. Ohh."), ["Alex"]);
     }
 
     #[test]

@@ -62,7 +62,9 @@ fn is_invisible(c: char) -> bool {
 
 fn plain(c: char) -> char {
     match c {
-        '\u{2010}'..='\u{2015}' | '\u{2212}' => '-',
+        '\u{2010}'..='\u{2013}' | '\u{2212}' => '-',
+        // A long dash stands between words and joins none.
+        '\u{2014}' | '\u{2015}' => ' ',
         '\u{2018}' | '\u{2019}' | '\u{201b}' | '\u{02bc}' => '\'',
         '\u{201c}' | '\u{201d}' => '"',
         '\u{660}'..='\u{669}' => char::from(b'0' + (c as u32 - 0x660) as u8),
@@ -106,7 +108,7 @@ mod tests {
     fn every_find_maps_back_to_whole_characters() {
         let original = "\u{fb01}ne \u{410}nna \u{2014} \u{ff11}\u{200b}2 \u{430}\u{43d}\u{43d}\u{430}";
         let normal = Normal::of(original);
-        assert_eq!(normal.text(), "fine Anna - 12 \u{430}\u{43d}\u{43d}\u{430}");
+        assert_eq!(normal.text(), "fine Anna   12 \u{430}\u{43d}\u{43d}\u{430}");
         let at = normal.text().find("12").unwrap();
         let span = normal.span(3, Found::new(at, at + 2, PhiKind::OtherId)).unwrap();
         assert_eq!(&original[span.start as usize..span.end as usize], "\u{ff11}\u{200b}2");

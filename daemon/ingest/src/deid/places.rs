@@ -6,15 +6,15 @@ use regex::Regex;
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-const NAME: &str = r"\p{Lu}[\p{L}'.-]*";
+const NAME: &str = r"(?:St\. )?\p{Lu}[\p{L}'-]*";
 const STATE: &str = r"(?:A[LKZRAEP]|C[AOT]|D[EC]|FL|GA|HI|I[DLNA]|K[SY]|LA|M[EDAINSOTHP]|N[EVHJMYCD]|O[HKR]|P[ARW]|RI|S[CD]|T[NX]|UT|V[TAI]|W[AVIY])";
-const UNIT: &str = r"(?:,? (?:(?i:apt|apartment|suite|ste|unit|flat|floor|room|box)\.?|#) ?[\w-]+)?";
+const UNIT: &str = r"(?:\.?,? (?:(?i:apt|apartment|suite|ste|unit|flat|floor|room|box)\.?|#) ?[\w-]+)?";
 
 static PATTERNS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
     let way = r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Place|Pl|Terrace|Way|Highway|Hwy|Parkway|Pkwy|Circle|Cir|Square|Squares|Streets|Sq|Trail|Close|Crescent|Row|Alley|Gardens|Mews|Hill|Plaza|Loop|Route|Pike)";
     [
-        format!(r"\b\d{{1,6}}[A-Za-z]?,? (?:(?:[NSEW]|[NS][EW]|North|South|East|West)\.? )?(?:(?:{NAME}|\d+(?:st|nd|rd|th)) ){{1,5}}{way}\b\.?{UNIT}"),
-        format!(r"\b(?i:apt|apartment|suite|ste|flat|unit|p\.? ?o\.? box|psc|postbox)\.? #?\d[\w-]*(?:,? Box \d+)?(?:\s+[ADF]PO [A-Z]{{2}} \d{{5}})?"),
+        format!(r"\b\d{{1,6}}[A-Za-z]?,? (?:(?:[NSEW]|[NS][EW]|North|South|East|West)\.? )?(?:(?:{NAME}|\d+(?:st|nd|rd|th)) ){{1,5}}{way}\b{UNIT}"),
+        r"\b(?i:apt|apartment|suite|ste|flat|unit|p\.? ?o\.? box|psc|postbox)\.? #?\d[\w-]*(?:,? Box \d+)?(?:\s+[ADF]PO [A-Z]{2} \d{5})?".to_owned(),
         format!(r"\b\d{{1,5}},? (?:Rua|Via|Calle|Rue|Avenida|Piazza|Plaza|ul\.) {NAME}(?: {NAME}){{0,3}}"),
         format!(r"\b(?:Rua|Via|Calle|Rue|Avenida|Piazza|Plaza|ul\.) (?:(?:do|da|de|del|della|la|le|des|du) )?{NAME}(?: {NAME}){{0,3}},? \d{{1,5}}\b"),
         r"\b\p{Lu}\p{L}*(?:straße|strasse|gasse|weg|platz|gatan|gata|gade|vej|vägen|väg|katu|kuja|tie|laan|straat|plein|gracht|veien|vegen|utca|tér|körút)\b \d{1,5}[a-z]?\b".to_owned(),
@@ -26,7 +26,6 @@ static PATTERNS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
         r"(?i)\b(?:zip|zip ?code|postal code|postcode)\b[^\d\n]{0,30}(\d{3,5}(?:-\d{3,4})?)\b".to_owned(),
         format!(r"\b(?:City|city|Town|town|Village|village|Borough|borough) of ({NAME}(?: {NAME}){{0,2}})"),
         format!(r"\b({NAME}(?: {NAME})? (?:County|Parish|Township|Borough))\b"),
-        format!(r"\b({NAME}(?: {NAME}){{0,2}}), {STATE}\b"),
     ]
     .iter()
     .map(|pattern| Regex::new(pattern).expect("a constant pattern that tests use"))
@@ -46,6 +45,12 @@ static LIVING: LazyLock<Regex> = LazyLock::new(|| {
         .expect("a constant pattern that tests use")
 });
 
+/// A town and its state without a postal code. States that are also words of talk ("Right, OK") are left out.
+static TOWN_AND_STATE: LazyLock<Regex> = LazyLock::new(|| {
+    let state = r"(?:A[LKZR]|C[AOT]|D[EC]|FL|GA|I[DLA]|K[SY]|M[DINSOT]|N[EVHJMYCD]|RI|S[CD]|T[NX]|UT|V[TA]|W[AVIY])";
+    Regex::new(&format!(r"\b({NAME}(?: {NAME}){{0,2}}), {state}\b")).expect("a constant pattern that tests use")
+});
+
 /// Larger towns of the world, one a line.
 static TOWNS: LazyLock<HashSet<&'static str>> = LazyLock::new(|| include_str!("towns.txt").lines().collect());
 
@@ -63,7 +68,8 @@ pub(super) fn find(text: &str, found: &mut Vec<Found>) {
             found.push(Found::new(whole.start(), whole.end(), PhiKind::Location));
         }
     }
-    for part in LIVING.captures_iter(text).filter_map(|captures| captures.get(1)) {
+    let shown = LIVING.captures_iter(text).chain(TOWN_AND_STATE.captures_iter(text));
+    for part in shown.filter_map(|captures| captures.get(1)) {
         let place = part.as_str().trim_end_matches(['.', '\'', '-']);
         let is_wide =
             words::is_wide_area(place) || words::is_ordinary(place.split([' ', '-', '\'']).next().unwrap_or(place));
@@ -113,7 +119,7 @@ mod tests {
     fn wide_areas_and_distances_are_none() {
         assert_eq!(
             places(
-                "I live in America. It is 2 miles down the road. I moved in with Tuesday people. He works at Night."
+                "I live in America. It is 2 miles down the road. I moved in with Tuesday people. He works at Night. Right, OK. Um, IN."
             ),
             Vec::<&str>::new()
         );

@@ -5,7 +5,7 @@ use crate::deid::{Found, words};
 use crate::limits::{ROSTER_NAME_BYTES_MAX, ROSTER_NAMES_MAX};
 use aho_corasick::{AhoCorasick, MatchKind};
 use empathd_proto::record::PhiKind;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 /// Why a roster cannot be used. It never shows a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,7 +51,7 @@ impl Roster {
     /// # Errors
     /// [`RosterError`] when it is beyond the bounds.
     pub fn new(names: impl IntoIterator<Item = String>) -> Result<Self, RosterError> {
-        let mut patterns: BTreeSet<String> = BTreeSet::new();
+        let mut patterns: BTreeMap<String, bool> = BTreeMap::new();
         for (index, name) in names.into_iter().enumerate() {
             if index >= ROSTER_NAMES_MAX {
                 return Err(RosterError::TooManyNames);
@@ -62,29 +62,32 @@ impl Roster {
             let name = super::Normal::of(&crate::text::squeezed(&name)).text().to_owned();
             let parts =
                 name.split([' ', ',']).map(|part| part.trim_matches('.')).filter(|part| part.chars().count() > 1);
-            patterns.extend(parts.filter(|part| has_letter(part) && !words::is_title(part)).map(str::to_owned));
+            let parts = parts.filter(|part| has_letter(part) && !words::is_title(part));
+            patterns.extend(parts.map(|part| (part.to_owned(), false)));
             // "Moss, Anna" is "Anna Moss" as well.
             if let Some((last, first)) = name.split_once(',') {
-                patterns.insert(format!("{} {}", first.trim(), last.trim()));
+                patterns.insert(format!("{} {}", first.trim(), last.trim()), false);
             }
             if has_letter(&name) {
-                patterns.insert(name);
+                patterns.insert(name, false);
             }
         }
         Self::of_patterns(patterns)
     }
 
-    /// A matcher for surfaces as they are.
-    pub(crate) fn of_patterns(names: BTreeSet<String>) -> Result<Self, RosterError> {
-        let patterns: BTreeSet<String> = names.into_iter().flat_map(variants).collect();
-        let needs_capital =
-            patterns.iter().map(|pattern| pattern.chars().count() < 3 || words::is_ambiguous(pattern)).collect();
+    /// A matcher for surfaces as they are; those marked count only with a capital.
+    pub(crate) fn of_patterns(names: BTreeMap<String, bool>) -> Result<Self, RosterError> {
+        let all =
+            names.into_iter().flat_map(|(name, capital)| variants(name).into_iter().map(move |form| (form, capital)));
+        let patterns: BTreeMap<String, bool> = all.collect();
         if patterns.is_empty() {
             return Ok(Self::empty());
         }
+        let is_word = |form: &String| form.chars().count() < 3 || words::is_ambiguous(form);
+        let needs_capital = patterns.iter().map(|(form, capital)| *capital || is_word(form)).collect();
         let mut builder = AhoCorasick::builder();
         builder.ascii_case_insensitive(true).match_kind(MatchKind::LeftmostLongest);
-        let matcher = builder.build(&patterns).map_err(|_| RosterError::TooLarge)?;
+        let matcher = builder.build(patterns.keys()).map_err(|_| RosterError::TooLarge)?;
         Ok(Self { matcher: Some(matcher), needs_capital })
     }
 

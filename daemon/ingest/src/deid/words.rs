@@ -10,76 +10,122 @@ static ORDINARY: LazyLock<HashSet<&'static str>> =
 
 /// Names that are also common words: they count only with a capital, or after a title.
 const AMBIGUOUS: &[&str] = &[
+    "amber",
     "angel",
     "april",
     "art",
     "august",
+    "aurora",
+    "austin",
     "autumn",
+    "basil",
     "belle",
     "bill",
+    "bonnie",
     "brook",
+    "brooklyn",
     "buck",
+    "carol",
+    "carter",
+    "celeste",
+    "chance",
     "charity",
     "chase",
     "christian",
+    "clay",
     "cliff",
+    "colt",
+    "constance",
+    "cooper",
     "crystal",
     "daisy",
+    "dale",
     "dawn",
     "dean",
     "destiny",
+    "dolly",
     "drew",
     "eve",
     "faith",
+    "flora",
+    "florence",
     "frank",
     "gene",
+    "georgia",
     "ginger",
+    "glen",
+    "gloria",
     "grace",
     "grant",
-    "hank",
+    "guy",
     "harmony",
+    "harry",
+    "hazel",
     "heath",
+    "heather",
     "holly",
     "hope",
     "hunter",
     "iris",
     "ivy",
     "jack",
+    "jasmine",
+    "jordan",
     "joy",
     "june",
+    "ken",
     "king",
     "lance",
     "lane",
+    "lee",
+    "logan",
+    "madison",
     "major",
+    "marina",
     "mark",
     "mason",
+    "max",
     "may",
     "melody",
     "mercy",
     "miles",
     "miss",
+    "morgan",
     "nick",
+    "norm",
+    "norma",
     "olive",
     "page",
+    "parker",
     "pat",
     "patience",
     "pearl",
     "penny",
+    "petra",
     "pierce",
+    "piper",
     "poppy",
+    "porter",
     "price",
     "prince",
+    "prudence",
     "ray",
     "reed",
+    "regina",
     "rich",
     "river",
     "rob",
     "robin",
     "rock",
+    "rod",
+    "roman",
     "rose",
+    "roy",
     "ruby",
     "rusty",
+    "sage",
     "sandy",
+    "savannah",
     "skip",
     "sky",
     "star",
@@ -88,9 +134,14 @@ const AMBIGUOUS: &[&str] = &[
     "sue",
     "summer",
     "sunny",
+    "sydney",
+    "taylor",
+    "victor",
+    "viola",
     "violet",
-    "ward",
+    "virginia",
     "wade",
+    "ward",
     "west",
     "will",
     "willow",
@@ -265,11 +316,11 @@ pub(super) fn is_title(word: &str) -> bool {
 /// A word with a capital and small letters.
 pub(super) fn titled(word: &str) -> String {
     let mut chars = word.chars();
-    chars.next().into_iter().chain(chars.flat_map(char::to_lowercase)).collect()
+    chars.next().into_iter().flat_map(char::to_uppercase).chain(chars.flat_map(char::to_lowercase)).collect()
 }
 
-/// Capitalised words and where they start. Apostrophes and possessives end a word; hyphens do as well.
-pub(super) fn capitalised(text: &str) -> impl Iterator<Item = (usize, &str)> {
+/// Words and where they start. Whatever is no letter ends one.
+pub(super) fn all(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut rest = 0;
     std::iter::from_fn(move || {
         let start = rest + text[rest..].find(char::is_alphabetic)?;
@@ -277,7 +328,11 @@ pub(super) fn capitalised(text: &str) -> impl Iterator<Item = (usize, &str)> {
         rest = start + length;
         Some((start, &text[start..rest]))
     })
-    .filter(|(_, word)| word.starts_with(char::is_uppercase))
+}
+
+/// Capitalised words and where they start.
+pub(super) fn capitalised(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    all(text).filter(|(_, word)| word.starts_with(char::is_uppercase))
 }
 
 #[cfg(test)]

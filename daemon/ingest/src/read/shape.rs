@@ -152,7 +152,31 @@ impl Shaper {
                 self.push(open.ordinal, open.turns, open.attributes);
             }
         }
+        agree(&mut self.out.drafts);
         self.out
+    }
+}
+
+/// The same words with and without a bad label are no target: one verdict against them is enough.
+fn agree(drafts: &mut [Draft]) {
+    let words = |draft: &Draft| {
+        let mut hasher = blake3::Hasher::new();
+        for turn in &draft.turns {
+            hasher.update(text::spoken(&turn.text).as_bytes()).update(b"\n");
+        }
+        hasher.finalize()
+    };
+    let bad: HashMap<blake3::Hash, Purpose> = drafts
+        .iter()
+        .filter(|draft| draft.purpose != Purpose::Target)
+        .map(|draft| (words(draft), draft.purpose))
+        .collect();
+    for draft in drafts.iter_mut().filter(|draft| draft.purpose == Purpose::Target) {
+        if !bad.is_empty()
+            && let Some(purpose) = bad.get(&words(draft))
+        {
+            draft.purpose = *purpose;
+        }
     }
 }
 

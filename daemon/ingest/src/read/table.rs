@@ -20,7 +20,7 @@ pub(crate) struct Header {
 impl Header {
     /// The header at the start of a text, when this delimiter gives one with at least two columns.
     pub(crate) fn of(bytes: &[u8], delimiter: u8) -> Option<Self> {
-        let (row, length) = row_end(bytes, delimiter)?;
+        let RowEnd { row, length, .. } = row_end(bytes, delimiter)?;
         let cells = split(row, delimiter)?;
         let name = |cell: &[u8]| std::str::from_utf8(cell).map(|text| text.trim().to_owned()).ok();
         let names: Vec<String> = cells.iter().map(name).collect::<Option<_>>()?;
@@ -80,7 +80,7 @@ impl<'a> Rows<'a> {
         let wanted = self.header.names.len();
         let cells = split(row, self.header.delimiter).unwrap_or_default();
         if cells.len() != wanted {
-            return Err(Rejection::beyond(Rule::BrokenRow, cells.len(), wanted, self.ordinal));
+            return Err(self.broken(cells.len()));
         }
         let text = |cell: &[u8]| match std::str::from_utf8(cell) {
             Ok(text) => Ok(text.to_owned()),
@@ -97,18 +97,18 @@ impl<'a> Rows<'a> {
         if line > ENTRY_BYTES_MAX {
             return Rejection::beyond(Rule::OversizedEntry, line, ENTRY_BYTES_MAX, self.ordinal);
         }
-        Rejection::beyond(Rule::BrokenRow, 0, self.header.names.len(), self.ordinal)
+        self.broken(0)
     }
 
     fn take(&mut self) -> Option<Result<Row<'a>, Rejection>> {
-        let Some((row, length)) = row_end(self.rest, self.header.delimiter) else {
+        let Some(RowEnd { row, length, is_sound }) = row_end(self.rest, self.header.delimiter) else {
             return Some(Err(self.resume()));
         };
         if row.trim_ascii().is_empty() {
             self.rest = &self.rest[length..];
             return None;
         }
-        let parsed = self.parse(row);
+        let parsed = if is_sound { self.parse(row) } else { Err(self.broken(0)) };
         let is_broken = parsed.as_ref().is_err_and(|rejection| rejection.rule == Rule::BrokenRow);
         if is_broken && row.contains(&b'\n') {
             self.resume();
@@ -116,6 +116,10 @@ impl<'a> Rows<'a> {
             self.rest = &self.rest[length..];
         }
         Some(parsed)
+    }
+
+    fn broken(&self, cells: usize) -> Rejection {
+        Rejection::beyond(Rule::BrokenRow, cells, self.header.names.len(), self.ordinal)
     }
 }
 
@@ -133,20 +137,35 @@ impl<'a> Iterator for Rows<'a> {
     }
 }
 
-/// The row at the start of a text, without its line end, and the bytes it takes up with it. `None` when it does not end
-/// within the bound. A quote opens a quoted cell only where a cell begins.
-fn row_end(bytes: &[u8], delimiter: u8) -> Option<(&[u8], usize)> {
-    let (mut quoted, mut cell_begins) = (false, true);
+/// Where a row ends.
+struct RowEnd<'a> {
+    /// The row without its line end.
+    row: &'a [u8],
+    /// Bytes it takes up with its line end.
+    length: usize,
+    /// Whether every closing quote ends its cell. One that does not is a quote that was never closed, met much later.
+    is_sound: bool,
+}
+
+/// The row at the start of a text. `None` when it does not end within the bound. A quote opens a quoted cell only where a
+/// cell begins.
+fn row_end(bytes: &[u8], delimiter: u8) -> Option<RowEnd<'_>> {
+    let (mut quoted, mut cell_begins, mut just_closed, mut is_sound) = (false, true, false, true);
     for (at, byte) in bytes.iter().enumerate().take(ENTRY_BYTES_MAX) {
         match byte {
-            b'"' if quoted => quoted = false,
-            b'"' => quoted = cell_begins || at > 0 && bytes[at - 1] == b'"',
-            b'\n' if !quoted => return Some((&bytes[..at], at + 1)),
-            _ => {}
+            b'"' if quoted => (quoted, just_closed) = (false, true),
+            b'"' if cell_begins || just_closed => (quoted, just_closed) = (true, false),
+            b'\n' if !quoted => return Some(RowEnd { row: &bytes[..at], length: at + 1, is_sound }),
+            b'\r' => {}
+            other => {
+                is_sound &= !just_closed || *other == delimiter;
+                just_closed = false;
+            }
         }
-        cell_begins = *byte == delimiter;
+        cell_begins = *byte == delimiter && !quoted;
     }
-    (!quoted && bytes.len() <= ENTRY_BYTES_MAX).then_some((bytes, bytes.len()))
+    let is_whole = !quoted && bytes.len() <= ENTRY_BYTES_MAX;
+    is_whole.then_some(RowEnd { row: bytes, length: bytes.len(), is_sound })
 }
 
 fn split(row: &[u8], delimiter: u8) -> Option<ByteRecord> {
