@@ -46,7 +46,7 @@ pub(crate) struct OverlayDisk;
 
 impl Disk for OverlayDisk {
     fn storage(&self, path: &Path, _create: bool) -> io::Result<Storage> {
-        let file = File::open(path)?;
+        let file = files::open(path)?;
         let bytes = file.metadata()?.len();
         let written = Mutex::new(Written { bytes, visible: bytes, blocks: BTreeMap::new() });
         Ok(Storage(Box::new(Overlay { file, written })))

@@ -127,7 +127,7 @@ impl ChunkCipher {
     }
 
     fn read(&self, path: &Path, bytes: u64) -> Result<Zeroizing<Vec<u8>>, ReadError> {
-        let mut file = match File::open(path) {
+        let mut file = match files::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(ReadError::Integrity("the file of a blob is missing"));
             }
@@ -183,7 +183,9 @@ pub(crate) fn remove(dir: &Path, ids: &[BlobId]) {
 
 /// Removes files of blobs that no row refers to: a crash came between file and commit, or between commit and removal.
 pub(crate) fn sweep(reader: &Reader<'_>) -> Result<(), ReadError> {
-    for entry in fs::read_dir(reader.dir().join(DIR)).map_err(Fault::from)? {
+    let folder = reader.dir().join(DIR);
+    files::private_dir(&folder).map_err(Fault::from)?;
+    for entry in fs::read_dir(folder).map_err(Fault::from)? {
         let path = entry.map_err(Fault::from)?.path();
         if let Some(id) = id_of_file(&path)
             && (is_temporary(&path) || reader.raw(Table::Blobs, id.as_bytes())?.is_none())

@@ -96,7 +96,7 @@ pub enum CreateError {
     DiskFull,
     /// The disk failed.
     #[error("the state folder cannot be written ({0}); check the disk and the folder's permissions")]
-    Io(#[source] io::Error),
+    Io(io::Error),
 }
 
 /// Why a state folder could not be opened.
@@ -118,7 +118,7 @@ pub enum OpenError {
     Integrity(&'static str),
     /// The disk failed.
     #[error("the state folder cannot be read ({0}); check the disk and the folder's permissions")]
-    Io(#[source] io::Error),
+    Io(io::Error),
 }
 
 /// Why a store stays sealed.
@@ -152,7 +152,7 @@ pub enum UnsealError {
     DiskFull,
     /// The disk failed.
     #[error("the state folder cannot be used ({0}); check the disk and unseal again")]
-    Io(#[source] io::Error),
+    Io(io::Error),
 }
 
 /// Why the orderly stop could not be recorded. The keys have left memory all the same.
@@ -160,7 +160,7 @@ pub enum UnsealError {
 #[error(
     "the keys have left memory, but the orderly stop could not be recorded ({0}); check the disk, then unseal and seal again"
 )]
-pub struct SealError(#[source] pub(crate) WriteError);
+pub struct SealError(pub(crate) WriteError);
 
 /// Why something could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -176,7 +176,7 @@ pub enum ReadError {
     NotFound(&'static str),
     /// The disk failed.
     #[error("the state folder cannot be read ({0}); check the disk")]
-    Io(#[source] io::Error),
+    Io(io::Error),
 }
 
 /// Why a change did not happen. Nothing of it is in the store.
@@ -210,7 +210,7 @@ pub enum WriteError {
     DiskFull,
     /// The disk failed. Whether the last change is durable is known after the database was opened again.
     #[error("the disk refused the change ({0}); check the disk and try again")]
-    Io(#[source] io::Error),
+    Io(io::Error),
 }
 
 /// Why a state folder could not be checked at all.
@@ -240,7 +240,7 @@ pub enum VerifyError {
     Memory,
     /// The disk failed.
     #[error("the state folder cannot be read ({0}); check the disk and the folder's permissions")]
-    Io(#[source] io::Error),
+    Io(io::Error),
 }
 
 impl From<Fault> for ReadError {

@@ -22,7 +22,7 @@ const CHECKSUM_BYTES: usize = 32;
 /// Longest file that is read.
 const MAX_BYTES: u64 = 64 * 1024;
 /// Most memory that a keyring may ask for, in KiB.
-const MAX_MEMORY_KIB: u32 = 4 * 1024 * 1024;
+const MAX_MEMORY_KIB: u32 = 1024 * 1024;
 /// Most passes that a keyring may ask for.
 const MAX_PASSES: u32 = 64;
 /// Most lanes that a keyring may ask for.

@@ -44,7 +44,7 @@ pub use entropy::Entropy;
 pub use error::{CreateError, OpenError, ReadError, SealError, UnsealError, VerifyError, WriteError};
 pub use keyring::KdfCost;
 pub use reader::Reader;
-pub use records::{DataClass, NewRecord, PutOutcome, StoredRecord};
+pub use records::{DataClass, NewRecord, PutOutcome, RecordVisitor, StoredRecord};
 pub use store::Store;
 pub use verify::{StateFindings, verify_stopped};
 pub use writer::Writer;

@@ -26,6 +26,9 @@ pub enum DataClass {
     Training,
 }
 
+/// Is shown one record after the other: its identifier, whose it is, its bytes.
+pub type RecordVisitor<'a> = dyn FnMut(RecordId, ClientId, &[u8]) -> ControlFlow<()> + 'a;
+
 /// A record to be sealed.
 pub struct NewRecord<'a> {
     /// Whose it is; from [`Writer::client_for`].
@@ -116,11 +119,7 @@ impl Reader<'_> {
     ///
     /// # Errors
     /// [`ReadError`]; a record that does not authenticate ends the walk.
-    pub fn records(
-        &self,
-        class: DataClass,
-        f: &mut dyn FnMut(RecordId, ClientId, &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), ReadError> {
+    pub fn records(&self, class: DataClass, f: &mut RecordVisitor<'_>) -> Result<(), ReadError> {
         for row in self.rows(Table::Records, &[]) {
             let (key, sealed) = row?;
             let Some(client) = self.client_of(&sealed, class)? else { continue };

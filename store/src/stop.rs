@@ -6,7 +6,7 @@ use crate::findings::Findings;
 use crate::{files, format};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
@@ -141,7 +141,7 @@ fn digest(path: &Path, kind: fs::FileType, key: &Key) -> io::Result<Entry> {
     if !kind.is_file() {
         return Ok(Entry { kind: Kind::Other, bytes: 0, digest: hasher.finalize().into() });
     }
-    let file = File::open(path)?;
+    let file = files::open(path)?;
     let bytes = file.metadata()?.len();
     hasher.update_reader(file)?;
     Ok(Entry { kind: Kind::File, bytes, digest: hasher.finalize().into() })

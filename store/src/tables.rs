@@ -80,7 +80,7 @@ pub(crate) enum Txn {
     /// A snapshot.
     Read(ReadTransaction),
     /// The one writer.
-    Write(WriteTransaction),
+    Write(Box<WriteTransaction>),
 }
 
 /// Runs `$body` with `$table` open in either kind of transaction.
@@ -111,7 +111,7 @@ impl Txn {
             let mut txn = db.begin_write()?;
             txn.set_two_phase_commit(true);
             txn.set_quick_repair(true);
-            Ok(Txn::Write(txn))
+            Ok(Txn::Write(Box::new(txn)))
         })
     }
 

@@ -13,7 +13,7 @@ use crate::keys::stop_key;
 use crate::reader::{Reader, id_bytes};
 use crate::store::{Run, Store};
 use crate::tables::Table;
-use crate::{adapters, dataset, documents, format, stop};
+use crate::{adapters, dataset, documents, files, format, stop};
 use empathd_proto::report::AdapterState;
 use empathd_proto::{BlobId, RecordId, Secret};
 use std::collections::{BTreeMap, BTreeSet};
@@ -107,7 +107,7 @@ fn only(mut findings: Findings, what: &str) -> StateFindings {
 
 /// Holds the database file against a start meanwhile; a missing file is found later.
 fn lock(dir: &Path) -> Result<Option<File>, VerifyError> {
-    let Ok(file) = File::open(dir.join(backend::FILE)) else { return Ok(None) };
+    let Ok(file) = files::open(&dir.join(backend::FILE)) else { return Ok(None) };
     match file.try_lock_shared() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Err(VerifyError::InUse),

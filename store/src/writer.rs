@@ -16,6 +16,8 @@ use std::ops::Deref;
 use std::sync::{Mutex, PoisonError};
 use zeroize::Zeroizing;
 
+/// Room for a key with its purpose.
+const WRAPPED_KEY_BYTES: usize = 96;
 /// Largest body of one value.
 pub(crate) const MAX_VALUE_BYTES: usize = 256 * 1024 * 1024;
 
@@ -134,8 +136,11 @@ impl<'s> Writer<'s> {
         if self.raw(Table::Keys, &id)?.is_some() {
             return Err(WriteError::Integrity("two keys have the same name"));
         }
-        let body = Zeroizing::new(format::encode(&(purpose, *key)));
-        self.put(Table::Keys, &id, Purpose::Epoch, &body)?;
+        // Into a buffer of fixed size: a growing one would leave copies of the key behind.
+        let mut buffer = Zeroizing::new([0; WRAPPED_KEY_BYTES]);
+        let body = postcard::to_slice(&(purpose, *key), &mut *buffer);
+        let body = body.map_err(|_| WriteError::Integrity("a key does not fit its row"))?;
+        self.put(Table::Keys, &id, Purpose::Epoch, body)?;
         self.use_key(purpose, Current { id, reserved: 0 }, key)
     }
 

@@ -347,3 +347,26 @@ pub(super) fn all_files(dir: &Path) -> Vec<std::path::PathBuf> {
     let entries = fs::read_dir(dir).expect("listed").map(|entry| entry.expect("listed").path());
     entries.flat_map(|path| if path.is_dir() { all_files(&path) } else { vec![path] }).collect()
 }
+
+#[test]
+fn threads_read_change_and_seal_at_the_same_time() {
+    let (_dir, store) = new_store(1);
+    std::thread::scope(|scope| {
+        for thread in 0..3u8 {
+            let store = &store;
+            scope.spawn(move || {
+                for n in 0..20u8 {
+                    change(store, |writer| writer.put_doc(DocKind::Job, [thread * 20 + n; 16], &[n]));
+                    let count = store.read(|reader| reader.docs(DocKind::Job)).expect("read").len();
+                    assert!(count > n as usize);
+                }
+            });
+        }
+    });
+    assert_eq!(store.verify_audit(&mut |_, _| {}).expect("checked").entries, 61);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| while store.read(|reader| reader.docs(DocKind::Job)).is_ok() {});
+        store.seal(draft(ActionKind::Seal)).expect("sealed");
+        reading.join().expect("reads end with an error, not a panic");
+    });
+}

@@ -138,11 +138,17 @@ fn any_changed_file_of_a_stopped_folder_is_found() {
         wrong(&format!("{name} grown"));
         fs::remove_file(&path).expect("removed");
         wrong(&format!("{name} removed"));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).expect("made");
+        wrong(&format!("{name} exchanged for a pipe"));
+        fs::remove_file(&path).expect("removed");
         fs::write(&path, good).expect("written");
     }
     let added = state(&dir).join("blobs/added");
     fs::write(&added, b"").expect("written");
     wrong("a file added");
+    fs::remove_file(&added).expect("removed");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &added, rustix::fs::Mode::RUSR).expect("made");
+    wrong("a pipe added");
     fs::remove_file(&added).expect("removed");
     std::os::unix::fs::symlink("/", &added).expect("linked");
     wrong("a link added");
