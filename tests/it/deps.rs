@@ -18,7 +18,13 @@ const MAY_KNOW: &[(&str, &str, &[&str])] = &[
 ];
 
 const EVERYTHING: &[&str] = &[
-    "empathd-proto", "empathd-store", "empathd-model", "empathd-ingest", "empathd-clinic", "empathd", "empathctl",
+    "empathd-proto",
+    "empathd-store",
+    "empathd-model",
+    "empathd-ingest",
+    "empathd-clinic",
+    "empathd",
+    "empathctl",
     "empathd-tests",
 ];
 
@@ -29,7 +35,11 @@ const NEVER: &[(&str, &[&str], &str)] = &[
     ("empathd-model", &["tokio", "redb", "hyper", "axum", "rustls", "aes-gcm"], "maths knows no keys and no network"),
     ("empathd-ingest", &["tokio", "redb", "candle-core", "rustix", "tracing"], "reading sources is pure"),
     ("empathd-clinic", &["tokio", "redb", "candle-core", "rustix", "tracing"], "clinical rules are pure"),
-    ("empathd", &["candle-core", "candle-nn", "tokenizers", "safetensors", "redb", "aes-gcm"], "wiring knows no tensors and no file formats"),
+    (
+        "empathd",
+        &["candle-core", "candle-nn", "tokenizers", "safetensors", "redb", "aes-gcm"],
+        "wiring knows no tensors and no file formats",
+    ),
     ("empathctl", &["redb", "candle-core", "hyper", "axum"], "the tool is a client of the socket"),
 ];
 
@@ -91,9 +101,10 @@ fn one_place_makes_a_reviewed_record() {
         .filter(|source| source.text.contains("ValidRecord {") && source.path.starts_with("daemon/"))
         .filter(|source| {
             // A construction, not the definition or an `impl` block.
-            source.text.lines().any(|line| {
-                line.contains("ValidRecord {") && !line.contains("struct ") && !line.contains("impl ")
-            })
+            source
+                .text
+                .lines()
+                .any(|line| line.contains("ValidRecord {") && !line.contains("struct ") && !line.contains("impl "))
         })
         .map(|source| source.path)
         .collect();

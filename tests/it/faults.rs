@@ -169,7 +169,9 @@ fn requests_that_cannot_be_met_are_refused_with_what_is_wrong() {
     let huge = vec![b' '; 64 * 1024 * 1024];
     match client.post_bytes("/v1/chat/completions", huge) {
         Ok(reply) => assert_eq!(reply.status, 413, "{}", reply.body),
-        Err(error) => assert!(!error.to_string().is_empty(), "a connection cut in the middle of the body is an answer, too"),
+        Err(error) => {
+            assert!(!error.to_string().is_empty(), "a connection cut in the middle of the body is an answer, too")
+        }
     }
     assert_eq!(client.get("/livez").expect("answered").status, 200, "it goes on answering");
 }

@@ -3,7 +3,15 @@
 /// The repository as files, for the tests that read it.
 mod tree;
 
-/// Taste that a machine can hold: file heads, lengths, leftovers.
-mod tidy;
 /// Which crate may know which, and which calls stand in one place only.
 mod deps;
+/// Taste that a machine can hold: file heads, lengths, leftovers.
+mod tidy;
+
+/// A scratch appliance with the tiny model, for the tests that need a whole one.
+mod stage;
+
+/// Killed processes, wrong keys, hostile input, a full disk.
+mod faults;
+/// The main job, end to end.
+mod flow;

@@ -12,8 +12,25 @@ const BLOB_BYTES_MAX: u64 = 256 * 1024;
 
 /// What may stand at the top of the repository.
 const TOP_LEVEL: &[&str] = &[
-    ".cargo", ".ci", ".gitignore", "CHANGELOG.md", "Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "benches",
-    "clippy.toml", "daemon", "deny.toml", "docs", "model", "packaging", "proto", "rustfmt.toml", "store", "tests",
+    ".cargo",
+    ".ci",
+    ".gitignore",
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "benches",
+    "clippy.toml",
+    "daemon",
+    "deny.toml",
+    "docs",
+    "model",
+    "packaging",
+    "proto",
+    "rustfmt.toml",
+    "store",
+    "tests",
 ];
 
 /// Folders and files that may hold `unsafe`.

@@ -57,8 +57,7 @@ pub fn rust_sources() -> Vec<Source> {
 
 /// First components of all paths.
 pub fn top_level() -> Vec<String> {
-    let mut names: Vec<String> =
-        files().iter().filter_map(|file| file.split('/').next().map(str::to_owned)).collect();
+    let mut names: Vec<String> = files().iter().filter_map(|file| file.split('/').next().map(str::to_owned)).collect();
     names.sort();
     names.dedup();
     names
