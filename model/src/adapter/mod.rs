@@ -130,7 +130,7 @@ impl Mixture {
     ///
     /// # Errors
     /// The first error of `f`.
-    pub(crate) fn map<E>(&self, mut f: impl FnMut(usize, &Tensor) -> Result<Tensor, E>) -> Result<Self, E> {
+    pub fn map<E>(&self, mut f: impl FnMut(usize, &Tensor) -> Result<Tensor, E>) -> Result<Self, E> {
         let mut at = 0;
         let mut next = |tensor: &Tensor| {
             at += 1;

@@ -155,3 +155,75 @@ fn layer(index: usize, config: &BackboneConfig, take: &mut Weights<'_>) -> Resul
     let weights = weights.collect::<Result<_>>()?;
     Ok(Layer { attention_norm, ffn_norm, weights })
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+    use crate::ops::check::random;
+    use empathd_proto::engine::MixtureSpec;
+
+    /// Random weights of a shape.
+    pub(crate) fn random_backbone(config: BackboneConfig, seed: u64) -> Backbone {
+        let mut at = seed * 1000;
+        let mut weights = |_: &str, shape: &[usize]| {
+            at += 1;
+            if shape.len() == 1 { random(shape, at).affine(0.2, 1.0) } else { random(shape, at).affine(0.3, 0.0) }
+        };
+        Backbone::new(config, &mut weights, &Device::Cpu).unwrap()
+    }
+
+    /// A mixture that changes something.
+    pub(crate) fn random_mixture(config: &BackboneConfig, seed: u64) -> Mixture {
+        let spec = MixtureSpec { shared_rank: 2, expert_rank: 2, experts: vec![None; 3], top_k: 2, scale: 2.0 };
+        let fresh = Mixture::init(config, &spec, seed).unwrap();
+        fresh.map(|i, t| random(t.dims(), seed * 1000 + 500 + i as u64).affine(0.2, 0.0)).unwrap()
+    }
+
+    fn close(a: &[f32], b: &[f32]) -> bool {
+        a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4)
+    }
+
+    #[test]
+    fn the_cached_way_gives_what_the_whole_gives() {
+        let base = random_backbone(tiny(), 1);
+        let mixture = random_mixture(&tiny(), 2);
+        let ids = [3u32, 17, 9, 28, 0, 5, 11];
+        for mixture in [None, Some(&mixture)] {
+            let whole = base.logits_all(&ids, mixture).unwrap().to_vec2::<f32>().unwrap();
+            let mut cache = KvCache::new(base.config());
+            let mut load = ExpertLoad::default();
+            assert!(close(&base.forward(&ids[..4], &mut cache, mixture, Some(&mut load)).unwrap(), &whole[3]));
+            for (i, id) in ids.iter().enumerate().skip(4) {
+                assert!(close(&base.forward(&[*id], &mut cache, mixture, Some(&mut load)).unwrap(), &whole[i]));
+            }
+            assert_eq!(load.chosen.iter().sum::<u64>(), if mixture.is_some() { 7 * 2 * 2 } else { 0 });
+            cache.wipe();
+            assert!(close(&base.forward(&ids[..1], &mut cache, mixture, None).unwrap(), &whole[0]), "nothing is left");
+        }
+    }
+
+    #[test]
+    fn a_fresh_mixture_changes_nothing_and_another_does() {
+        let base = random_backbone(tiny(), 1);
+        let other = random_mixture(&tiny(), 2);
+        let fresh = Mixture::init(&tiny(), other.spec(), 1).unwrap();
+        let logits =
+            |mixture: Option<&Mixture>| base.logits_all(&[1, 2, 3], mixture).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(logits(None), logits(Some(&fresh)));
+        assert_ne!(logits(None), logits(Some(&other)));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let base = random_backbone(tiny(), 1);
+        let mut cache = KvCache::new(base.config());
+        assert!(base.forward(&[], &mut cache, None, None).is_err());
+        assert!(base.forward(&[29], &mut cache, None, None).is_err());
+        assert!(base.forward(&[1; 65], &mut cache, None, None).is_err());
+        assert!(base.forward(&[1; 64], &mut cache, None, None).is_ok());
+        assert!(base.forward(&[1], &mut cache, None, None).is_err(), "the context is full");
+        let mut short = |_: &str, shape: &[usize]| Ok(random(&vec![1; shape.len()], 1));
+        assert!(Backbone::new(tiny(), &mut short, &Device::Cpu).is_err());
+    }
+}

@@ -155,3 +155,6 @@ fn check(spec: &TrainSpec) -> Result<(), TrainError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

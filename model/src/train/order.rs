@@ -34,7 +34,7 @@ impl Order {
         }
         let queue = |(domain, members): (Domain, Vec<usize>)| {
             let weight = (members.len() as f64).powf(TEMPERATURE);
-            Queue { domain, members, order: Vec::new(), taken: 0, weight, credit: weight }
+            Queue { domain, members, order: Vec::new(), taken: 0, weight, credit: 0.0 }
         };
         Self { counter: Counter::new(seed), queues: members.into_iter().map(queue).collect() }
     }
@@ -44,11 +44,15 @@ impl Iterator for Order {
     type Item = usize;
 
     /// The next example; none when there are none. Each draw gives every domain its weight in credit and takes the whole
-    /// round's from the richest (smooth weighted round robin), so that every domain comes early and often.
+    /// round's from the richest (smooth weighted round robin); a domain that was never drawn goes before all others.
     fn next(&mut self) -> Option<usize> {
         let total: f64 = self.queues.iter().map(|q| q.weight).sum();
+        let before = |a: &Queue, b: &Queue| match (a.taken == 0, b.taken == 0) {
+            (fresh, other) if fresh != other => fresh,
+            _ => a.credit > b.credit,
+        };
         let richest = (0..self.queues.len())
-            .reduce(|best, i| if self.queues[i].credit > self.queues[best].credit { i } else { best })?;
+            .reduce(|best, i| if before(&self.queues[i], &self.queues[best]) { i } else { best })?;
         for queue in &mut self.queues {
             queue.credit += queue.weight;
         }
@@ -83,7 +87,7 @@ mod tests {
     fn every_domain_comes_early_and_every_example_once_a_round() {
         let domains: Vec<Domain> = (0..60).map(|i| if i < 50 { Domain::Crisis } else { Domain::ALL[i % 6] }).collect();
         let drawn = draws(&domains, 1, 200);
-        let early: std::collections::BTreeSet<Domain> = drawn[..12].iter().map(|i| domains[*i]).collect();
+        let early: std::collections::BTreeSet<Domain> = drawn[..6].iter().map(|i| domains[*i]).collect();
         assert_eq!(early.len(), 6, "{early:?}");
         let crisis: Vec<usize> = drawn.iter().copied().filter(|i| domains[*i] == Domain::Crisis).collect();
         let members = domains.iter().filter(|d| **d == Domain::Crisis).count();
