@@ -8,6 +8,9 @@ use empathd_proto::admin::CertSummary;
 use std::net::SocketAddr;
 use std::path::Path;
 
+/// Milliseconds of a day.
+const DAY_MS: u64 = 86_400_000;
+
 /// A new certificate: where its files are and how to try it.
 pub(crate) fn enrolled(cert: &CertSummary, files: &Files, try_it: Option<&str>, edge: &Edge) -> String {
     let shown = |path: &Path| path.display().to_string();
@@ -49,6 +52,7 @@ fn state(cert: &CertSummary, edge: &Edge) -> String {
     }
     match cert.not_after_ms.checked_sub(edge.now_ms) {
         None => "expired".into(),
+        Some(left_ms) if left_ms >= DAY_MS => format!("good, {} d left", left_ms / DAY_MS),
         Some(left_ms) => format!("good, {} left", duration(left_ms / 1_000)),
     }
 }

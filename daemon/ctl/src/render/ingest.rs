@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 /// The report of a run.
 pub(crate) fn report(outcome: &Outcome) -> String {
     let report = &outcome.report;
+    if report.files == 0 {
+        return "Nothing was taken in.\n".into();
+    }
     let head = if outcome.dry_run { "Dry run: nothing was kept." } else { "Taken in." };
     let facts = facts(&[
         ("files", files(outcome)),
