@@ -163,9 +163,10 @@ impl Action {
             Actor::Stranger { .. } => false,
             Actor::Appliance => matches!(self, Action::AdapterPromote { .. }),
             Actor::LocalUser { role: AdminRole::Observer, .. } => matches!(self, Action::Status),
-            Actor::LocalUser { role: AdminRole::Administrator, .. } => {
-                !matches!(self, Action::Chat(_) | Action::ModelList | Action::Metrics | Action::Health | Action::Unknown)
-            }
+            Actor::LocalUser { role: AdminRole::Administrator, .. } => !matches!(
+                self,
+                Action::Chat(_) | Action::ModelList | Action::Metrics | Action::Health | Action::Unknown
+            ),
             Actor::Certificate { role: ApiRole::Ehr, .. } => {
                 matches!(self, Action::Chat(_) | Action::ModelList | Action::Metrics | Action::Health)
             }
@@ -212,5 +213,85 @@ pub struct ChatCall {
 impl std::fmt::Debug for ChatCall {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ChatCall({} messages)", self.messages.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upload() -> Upload {
+        Upload::new(0, 0).1
+    }
+
+    fn call() -> ChatCall {
+        ChatCall {
+            model: String::new(),
+            messages: Vec::new(),
+            max_tokens: None,
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: None,
+            stop: Vec::new(),
+        }
+    }
+
+    /// Every action with who may: `s` for observers, `a` for administrators, `e` and `m` for certificates by role, `i` for
+    /// the appliance itself.
+    fn all() -> Vec<(Action, &'static str, Needs)> {
+        use Needs::{Initialised, Nothing, Unsealed};
+        let (secret, sink) = (|| Secret::new(String::new()), ProgressSink::default);
+        let options = TrainOptions { dataset: None, steps: None, minutes: None, seed: 0, promote: false };
+        let id = AdapterId::from_bytes([0; 16]);
+        vec![
+            (Action::Status, "sa", Nothing),
+            (Action::Init { passphrase: secret() }, "a", Nothing),
+            (Action::Unseal { passphrase: secret() }, "a", Initialised),
+            (Action::Seal, "a", Unsealed),
+            (Action::CertEnroll { name: String::new(), role: ApiRole::Ehr, valid_days: 1 }, "a", Unsealed),
+            (Action::CertList, "a", Unsealed),
+            (Action::CertRevoke { serial: String::new() }, "a", Unsealed),
+            (Action::RosterSet { upload: upload() }, "a", Unsealed),
+            (
+                Action::Ingest { file_name: String::new(), upload: upload(), dry_run: true, progress: sink() },
+                "a",
+                Unsealed,
+            ),
+            (Action::DatasetCut { validation_percent: 1, seed: 0 }, "a", Unsealed),
+            (Action::DatasetList, "a", Unsealed),
+            (Action::TrainStart(options), "a", Unsealed),
+            (Action::TrainStatus { job: None, follow: false, progress: sink() }, "a", Unsealed),
+            (Action::TrainStop, "a", Unsealed),
+            (Action::AdapterList, "a", Unsealed),
+            (Action::AdapterPromote { id }, "ai", Unsealed),
+            (Action::AdapterRollback, "a", Unsealed),
+            (Action::AuditTail { count: 1 }, "a", Unsealed),
+            (Action::AuditVerify { known: None, progress: sink() }, "a", Unsealed),
+            (Action::Chat(call()), "e", Unsealed),
+            (Action::ModelList, "e", Unsealed),
+            (Action::Metrics, "em", Unsealed),
+            (Action::Health, "em", Unsealed),
+            (Action::Unknown, "", Nothing),
+        ]
+    }
+
+    #[test]
+    fn each_actor_may_do_what_the_table_says_and_nothing_else() {
+        let certificate = |role| Actor::Certificate { serial: "00".into(), number: 0, name: "x".into(), role };
+        let local = |role| Actor::LocalUser { uid: 1000, role };
+        let actors = [
+            ('i', Actor::Appliance),
+            ('s', local(AdminRole::Observer)),
+            ('a', local(AdminRole::Administrator)),
+            ('e', certificate(ApiRole::Ehr)),
+            ('m', certificate(ApiRole::Monitor)),
+            ('-', Actor::Stranger { number: 0 }),
+        ];
+        for (action, who, needs) in all() {
+            assert_eq!(action.needs(), needs, "{action:?}");
+            for (letter, actor) in &actors {
+                assert_eq!(action.allowed(actor), who.contains(*letter), "{action:?} by {actor:?}");
+            }
+        }
     }
 }

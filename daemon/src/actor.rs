@@ -51,7 +51,9 @@ impl Actor {
         match self {
             Actor::Appliance => Principal { kind: PrincipalKind::Appliance, number: 0 },
             Actor::LocalUser { uid, .. } => Principal { kind: PrincipalKind::LocalUser, number: u64::from(*uid) },
-            Actor::Certificate { number, .. } | Actor::Stranger { number } => Principal { kind: PrincipalKind::Certificate, number: *number },
+            Actor::Certificate { number, .. } | Actor::Stranger { number } => {
+                Principal { kind: PrincipalKind::Certificate, number: *number }
+            }
         }
     }
 }

@@ -400,3 +400,110 @@ impl App {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actor::AdminRole;
+    use crate::fixture::{Fixture, ROOT, passphrase};
+    use empathd_proto::admin::ApiRole;
+    use empathd_proto::audit::AuditEntry;
+    use empathd_proto::secret::Secret;
+
+    fn tail(fixture: &Fixture) -> Vec<AuditEntry> {
+        fixture.app.vault.unsealed().expect("unsealed").audit_tail(1000).expect("a tail")
+    }
+
+    fn of(entries: &[AuditEntry], kind: ActionKind) -> Vec<Outcome> {
+        entries.iter().filter(|entry| entry.action == kind).map(|entry| entry.outcome).collect()
+    }
+
+    async fn code(fixture: &Fixture, actor: &Actor, action: Action) -> ErrorCode {
+        fixture.app.perform(actor, action).await.expect_err("refused").code
+    }
+
+    #[tokio::test]
+    async fn every_action_leaves_exactly_one_entry_however_it_ends() {
+        let fixture = Fixture::unsealed("").await;
+        let app = &fixture.app;
+        let enroll = |days| Action::CertEnroll { name: "ehr".into(), role: ApiRole::Ehr, valid_days: days };
+        app.perform(&ROOT, Action::CertList).await.expect("read");
+        app.perform(&ROOT, enroll(30)).await.expect("changed");
+        assert_eq!(code(&fixture, &ROOT, enroll(0)).await, ErrorCode::BadRequest);
+        let observer = Actor::LocalUser { uid: 1000, role: AdminRole::Observer };
+        assert_eq!(code(&fixture, &observer, Action::AuditTail { count: 1 }).await, ErrorCode::Forbidden);
+        assert_eq!(code(&fixture, &ROOT, Action::Unknown).await, ErrorCode::NotFound);
+        let entries = tail(&fixture);
+        assert_eq!(of(&entries, ActionKind::Init), [Outcome::Done]);
+        assert_eq!(of(&entries, ActionKind::CertList), [Outcome::Done]);
+        // The first one is the authority itself, made at init.
+        assert_eq!(
+            of(&entries, ActionKind::CertEnroll),
+            [Outcome::Done, Outcome::Done, Outcome::Failed(ErrorCode::BadRequest)]
+        );
+        assert_eq!(of(&entries, ActionKind::AuditTail), [Outcome::Denied(ErrorCode::Forbidden)]);
+        assert_eq!(of(&entries, ActionKind::Unknown), [Outcome::Denied(ErrorCode::NotFound)]);
+        let last = entries.iter().find(|entry| entry.action == ActionKind::AuditTail).expect("recorded");
+        assert_eq!(last.principal, observer.principal());
+    }
+
+    #[tokio::test]
+    async fn sealed_it_answers_its_state_and_refusals_enter_the_trail_at_the_next_unsealing() {
+        let fixture = Fixture::unsealed("").await;
+        let app = &fixture.app;
+        app.perform(&ROOT, Action::Seal).await.expect("sealed");
+        assert!(app.tls_config().is_none() && app.checkpoint_note().is_none() && app.counts().is_none());
+        assert!(app.perform(&ROOT, Action::Status).await.is_ok());
+        assert_eq!(code(&fixture, &ROOT, Action::CertList).await, ErrorCode::Sealed);
+        let wrong = Action::Unseal { passphrase: Secret::new("wrong passphrase".into()) };
+        assert_eq!(code(&fixture, &ROOT, wrong).await, ErrorCode::WrongPassphrase);
+        app.perform(&ROOT, Action::Unseal { passphrase: passphrase() }).await.expect("unsealed");
+        assert!(app.tls_config().is_some());
+        let entries = tail(&fixture);
+        assert_eq!(of(&entries, ActionKind::Seal), [Outcome::Done]);
+        assert_eq!(of(&entries, ActionKind::CertList), [Outcome::Denied(ErrorCode::Sealed)]);
+        assert_eq!(of(&entries, ActionKind::Unseal), [Outcome::Done, Outcome::Denied(ErrorCode::WrongPassphrase)]);
+    }
+
+    #[tokio::test]
+    async fn a_certificate_counts_until_it_is_revoked() {
+        let fixture = Fixture::unsealed("").await;
+        let app = &fixture.app;
+        let enroll = Action::CertEnroll { name: "watch".into(), role: ApiRole::Monitor, valid_days: 1 };
+        let Ok(Reply::Admin(AdminReply::Enrolled(cert))) = app.perform(&ROOT, enroll).await else { panic!("enrolled") };
+        let serial = cert.summary.serial.clone();
+        let role = ApiRole::Monitor;
+        let actor = Actor::Certificate { serial: serial.clone(), number: 7, name: "watch".into(), role };
+        assert!(matches!(app.perform(&actor, Action::Metrics).await, Ok(Reply::Granted)));
+        assert_eq!(code(&fixture, &actor, Action::ModelList).await, ErrorCode::Forbidden);
+        let mut revocations = app.revocations();
+        revocations.mark_unchanged();
+        app.perform(&ROOT, Action::CertRevoke { serial: serial.clone() }).await.expect("revoked");
+        assert!(revocations.has_changed().expect("kept"), "live connections are told");
+        assert_eq!(app.certificate(&serial), CertState::Revoked);
+        assert_eq!(code(&fixture, &actor, Action::Metrics).await, ErrorCode::Unauthenticated);
+        let unknown = Actor::Certificate { serial: "ab".repeat(16), number: 8, name: "watch".into(), role };
+        assert_eq!(code(&fixture, &unknown, Action::Metrics).await, ErrorCode::Unauthenticated);
+    }
+
+    #[tokio::test]
+    async fn before_init_nothing_but_the_state_is_answered() {
+        let fixture = Fixture::new("");
+        let Ok(Reply::Admin(AdminReply::Status(status))) = fixture.app.perform(&ROOT, Action::Status).await else {
+            panic!("status")
+        };
+        assert_eq!(status.state, SealState::Uninitialised);
+        assert_eq!(code(&fixture, &ROOT, Action::DatasetList).await, ErrorCode::NotInitialised);
+        let short = Action::Init { passphrase: Secret::new("short".into()) };
+        assert_eq!(code(&fixture, &ROOT, short).await, ErrorCode::BadRequest);
+    }
+
+    #[tokio::test]
+    async fn a_stopping_appliance_takes_no_new_work() {
+        let fixture = Fixture::unsealed("").await;
+        fixture.app.stop().await;
+        assert_eq!(fixture.app.readiness().store, SealState::Sealed);
+        assert!(fixture.folder.path().join("stop.seal").exists());
+        assert!(fixture.app.readiness().draining);
+    }
+}

@@ -204,3 +204,118 @@ impl UnderWay {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Fixture, Played};
+    use empathd_proto::chat::FinishReason;
+    use empathd_proto::engine::PlainMessage;
+
+    fn call(text: &str) -> ChatCall {
+        ChatCall {
+            model: OWNER.to_owned(),
+            messages: vec![PlainMessage { role: ChatRole::User, text: text.to_owned() }],
+            max_tokens: Some(8),
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: Some(5),
+            stop: Vec::new(),
+        }
+    }
+
+    async fn asked(engine: &mut Played) -> (u64, GenerateSpec) {
+        let generate = |body: &ToEngineBody| match body {
+            ToEngineBody::Generate(spec) => Some(spec.clone()),
+            _ => None,
+        };
+        engine.hear_until(generate).await
+    }
+
+    async fn tokens(engine: &mut Played, tag: u64, range: std::ops::Range<u32>) {
+        for index in range {
+            engine.say(tag, FromEngineBody::Token { index, text: format!("t{index} ") }).await;
+        }
+    }
+
+    async fn finish(engine: &mut Played, tag: u64) {
+        let finished =
+            Finished { reason: FinishReason::Stop, prompt_tokens: 3, completion_tokens: 5, expert_share: Vec::new() };
+        engine.say(tag, FromEngineBody::Finished(finished)).await;
+    }
+
+    async fn collect(mut answer: Answer) -> (String, AnswerEvent) {
+        let mut text = String::new();
+        loop {
+            match answer.events.recv().await.expect("a last event") {
+                AnswerEvent::Text(more) => text.push_str(&more),
+                last => return (text, last),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_survives_the_death_of_its_engine() {
+        let mut fixture = Fixture::unsealed("").await;
+        let mut first = fixture.connect().await;
+        let app = fixture.app.clone();
+        let answering = tokio::spawn(async move { collect(answer(&app, call("Hello")).await.expect("begun")).await });
+        let (tag, spec) = asked(&mut first).await;
+        tokens(&mut first, tag, 0..2).await;
+        drop(first);
+        let mut second = fixture.connect().await;
+        let (tag, again) = asked(&mut second).await;
+        assert_eq!(again.skip_tokens, 2);
+        assert_eq!(GenerateSpec { skip_tokens: 0, ..again }, spec);
+        // An engine that repeats what was delivered does no harm.
+        tokens(&mut second, tag, 1..5).await;
+        finish(&mut second, tag).await;
+        let (text, last) = answering.await.expect("no panic");
+        assert_eq!(text, "t0 t1 t2 t3 t4 ");
+        assert!(matches!(last, AnswerEvent::Finished { usage: Usage { total_tokens: 8, .. }, .. }));
+    }
+
+    #[tokio::test]
+    async fn a_crisis_puts_human_help_before_the_first_word() {
+        let mut fixture = Fixture::unsealed("[help]\ncrisis_line = \"ring 0800 111\"").await;
+        let mut engine = fixture.connect().await;
+        let app = fixture.app.clone();
+        let answering =
+            tokio::spawn(async move { collect(answer(&app, call("I want to die")).await.expect("begun")).await });
+        let (tag, _) = asked(&mut engine).await;
+        tokens(&mut engine, tag, 0..1).await;
+        finish(&mut engine, tag).await;
+        let (text, last) = answering.await.expect("no panic");
+        assert!(text.contains("ring 0800 111") && text.ends_with("t0 "), "{text}");
+        assert!(matches!(last, AnswerEvent::Finished { notes: AnswerNotes { crisis_signal: true, .. }, .. }));
+    }
+
+    #[tokio::test]
+    async fn what_the_engine_refuses_is_told_before_the_answer_begins() {
+        let mut fixture = Fixture::unsealed("[serving]\nanswers_max = 1").await;
+        assert_eq!(answer(&fixture.app, call("x")).await.expect_err("down").code, ErrorCode::EngineUnavailable);
+        let mut engine = fixture.connect().await;
+        let app = fixture.app.clone();
+        let answering = tokio::spawn(async move { answer(&app, call("Hello")).await });
+        let (tag, _) = asked(&mut engine).await;
+        assert_eq!(answer(&fixture.app, call("x")).await.expect_err("full").code, ErrorCode::Busy);
+        let failure = empathd_proto::engine::EngineFailure::PromptTooLong { tokens: 600, limit: 512 };
+        engine.say(tag, FromEngineBody::Failed(failure)).await;
+        let problem = answering.await.expect("no panic").expect_err("refused");
+        assert_eq!(problem.code, ErrorCode::PromptTooLong);
+        assert!(problem.detail.contains("600"));
+    }
+
+    #[tokio::test]
+    async fn a_caller_who_leaves_cancels_the_generation() {
+        let mut fixture = Fixture::unsealed("").await;
+        let mut engine = fixture.connect().await;
+        let app = fixture.app.clone();
+        let answering = tokio::spawn(async move { answer(&app, call("Hello")).await });
+        let (tag, _) = asked(&mut engine).await;
+        tokens(&mut engine, tag, 0..1).await;
+        drop(answering.await.expect("no panic").expect("begun"));
+        let (cancelled, ()) = engine.hear_until(|body| matches!(body, ToEngineBody::Cancel).then_some(())).await;
+        assert_eq!(cancelled, tag);
+    }
+}

@@ -30,3 +30,6 @@ pub mod serve;
 pub mod telemetry;
 pub mod verify;
 mod wire;
+
+#[cfg(test)]
+mod fixture;

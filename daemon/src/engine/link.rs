@@ -301,3 +301,45 @@ impl Drop for Work {
 pub fn head_of(bytes: &[u8]) -> BlobHead {
     BlobHead { bytes: bytes.len() as u64, blake3: *blake3::hash(bytes).as_bytes() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checkpoint(bytes: &[u8], announced: u64) -> FromEngine {
+        let blob = BlobHead { bytes: announced, blake3: *blake3::hash(bytes).as_bytes() };
+        FromEngine { tag: 1, body: FromEngineBody::Checkpoint { step: 3, blob } }
+    }
+
+    fn chunk(bytes: &[u8]) -> FromEngine {
+        FromEngine { tag: 1, body: FromEngineBody::Chunk(bytes.to_vec()) }
+    }
+
+    #[test]
+    fn chunks_become_a_whole_or_end_the_connection() {
+        let mut arriving = ArrivingByTag::new();
+        assert!(matches!(assemble(&mut arriving, checkpoint(b"abcd", 4)), Ok(None)));
+        assert!(matches!(assemble(&mut arriving, chunk(b"ab")), Ok(None)));
+        let Ok(Some((1, Event::Checkpoint { step: 3, bytes }))) = assemble(&mut arriving, chunk(b"cd")) else {
+            panic!("a whole checkpoint")
+        };
+        assert_eq!(bytes, b"abcd");
+        assert!(arriving.is_empty());
+    }
+
+    #[test]
+    fn hostile_chunks_are_refused() {
+        let refused = |messages: Vec<FromEngine>| {
+            let mut arriving = ArrivingByTag::new();
+            let last = messages.into_iter().map(|message| assemble(&mut arriving, message)).last();
+            matches!(last, Some(Err(LinkError::Protocol(_))))
+        };
+        assert!(refused(vec![chunk(b"a")]), "nothing announced");
+        assert!(refused(vec![checkpoint(b"ab", 2), chunk(b"abc")]), "more than announced");
+        assert!(refused(vec![checkpoint(b"ab", 2), chunk(b"xy")]), "another digest");
+        assert!(refused(vec![checkpoint(b"ab", 2), chunk(b"")]), "an empty chunk");
+        assert!(refused(vec![checkpoint(b"ab", 2), checkpoint(b"ab", 2)]), "two at once");
+        assert!(refused(vec![checkpoint(b"", 0)]), "nothing");
+        assert!(refused(vec![checkpoint(b"", BLOB_BYTES_MAX + 1)]), "too much");
+    }
+}

@@ -205,6 +205,8 @@ impl Course<'_> {
                 Event::Said(FromEngineBody::Progress(progress)) => self.publish(progress),
                 Event::Checkpoint { step, bytes } => self.keep_checkpoint(step, bytes).await?,
                 Event::Adapter { bytes, digest } => weights = Some((bytes, digest)),
+                // What was cut short by a pause is no adapter yet; its checkpoint came before.
+                Event::Said(FromEngineBody::Trained(report)) if cancelled && report.stopped_early => return Ok(None),
                 Event::Said(FromEngineBody::Trained(report)) => {
                     let (bytes, digest) = weights.ok_or_else(|| defect("The engine sent no adapter."))?;
                     return Ok(Some(self.register(bytes, digest, *report).await?));
@@ -297,4 +299,188 @@ fn refused(report: &GateReport) -> Problem {
         failed.map(|bound| format!("{} {:.4} > {:.4}", bound.name, bound.measured, bound.limit)).collect();
     let detail = format!("The adapter did not pass its gate: {}.", failed.join(", "));
     Problem::new(ErrorCode::GateRefused, detail, "Train longer or with more records.")
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::action::Action;
+    use crate::admin::upload::{ProgressSink, Upload};
+    use crate::app::{App, Reply};
+    use crate::engine::link::head_of;
+    use crate::fixture::{Fixture, Played, ROOT};
+    use empathd_proto::admin::{AdminReply, TrainOptions};
+    use empathd_proto::engine::{Evaluation, FromEngineBody, ToEngineBody};
+    use empathd_proto::report::{AdapterState, JobState, TrainReport, TrainStatus};
+    use std::sync::Arc;
+
+    async fn admin(app: &Arc<App>, action: Action) -> AdminReply {
+        match app.perform(&ROOT, action).await {
+            Ok(Reply::Admin(reply)) => reply,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Takes in conversations of many clients and cuts them.
+    async fn prepare(app: &Arc<App>) {
+        let line = |i: u32| {
+            format!(
+                concat!(
+                    r#"{{"messages":[{{"role":"user","content":"I have slept badly since my week number {} began and I keep worrying about it."}},"#,
+                    r#"{{"role":"assistant","content":"That sounds tiring, {} nights of it. What goes through your mind when you lie awake in the evening?"}}]}}"#
+                ),
+                i, i
+            )
+        };
+        let text: String = (0..40).map(|i| line(i) + "\n").collect();
+        let (chunks, upload) = Upload::new(text.len() as u64, u64::MAX);
+        chunks.send(text.into_bytes()).await.expect("taken");
+        drop(chunks);
+        let progress = ProgressSink::default();
+        let ingest = Action::Ingest { file_name: "a.jsonl".into(), upload, dry_run: false, progress };
+        let AdminReply::Ingested(report) = admin(app, ingest).await else { panic!("ingested") };
+        assert!(report.accepted >= 30, "{report:?}");
+        admin(app, Action::DatasetCut { validation_percent: 25, seed: 1 }).await;
+    }
+
+    fn begin(promote: bool) -> Action {
+        Action::TrainStart(TrainOptions { dataset: None, steps: Some(4), minutes: None, seed: 1, promote })
+    }
+
+    async fn until(app: &Arc<App>, state: JobState) -> TrainStatus {
+        for _ in 0..500 {
+            let query = Action::TrainStatus { job: None, follow: false, progress: ProgressSink::default() };
+            let AdminReply::Train(status) = admin(app, query).await else { panic!("a status") };
+            if status.state == state {
+                return status;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("it never was {state}")
+    }
+
+    /// Hears a whole job; gives its tag and the checkpoint that it goes on from.
+    async fn lesson(engine: &mut Played) -> (u64, Option<Vec<u8>>) {
+        let mut resume = None;
+        loop {
+            match engine.hear().await {
+                (tag, ToEngineBody::Go) => return (tag, resume),
+                (_, ToEngineBody::Resume { .. }) => resume = Some(Vec::new()),
+                (_, ToEngineBody::Chunk(bytes)) => resume.get_or_insert_default().extend(bytes),
+                _ => {}
+            }
+        }
+    }
+
+    async fn checkpoint(engine: &mut Played, tag: u64, step: u32, bytes: &[u8]) {
+        engine.say(tag, FromEngineBody::Checkpoint { step, blob: head_of(bytes) }).await;
+        engine.say(tag, FromEngineBody::Chunk(bytes.to_vec())).await;
+    }
+
+    async fn trained(engine: &mut Played, tag: u64) {
+        let bytes = b"weights".to_vec();
+        engine.say(tag, FromEngineBody::Adapter { blob: head_of(&bytes) }).await;
+        engine.say(tag, FromEngineBody::Chunk(bytes)).await;
+        let experts = vec!["a".to_owned(), "b".to_owned()];
+        let report = TrainReport { steps: 4, experts, expert_load: vec![0.4, 0.6], ..TrainReport::default() };
+        engine.say(tag, FromEngineBody::Trained(Box::new(report))).await;
+    }
+
+    /// Answers whatever is asked after training: the candidate has `loss`, the base model 2.
+    async fn judge(mut engine: Played, loss: f64) {
+        let mut adapted = false;
+        loop {
+            let (tag, body) = engine.hear().await;
+            match body {
+                ToEngineBody::Evaluate { adapter, .. } => adapted = adapter.is_some(),
+                ToEngineBody::Go => {
+                    let loss = if adapted { loss } else { 2.0 };
+                    let by_domain = [("therapy_dialogue".to_owned(), loss)].into();
+                    engine.say(tag, FromEngineBody::Evaluated(Evaluation { loss, by_domain, target_tokens: 9 })).await;
+                }
+                ToEngineBody::PutAdapter { blob, .. } => assert_eq!(blob, head_of(b"weights")),
+                ToEngineBody::Chunk(_) => engine.say(tag, FromEngineBody::AdapterReady).await,
+                ToEngineBody::DropAdapter { .. } => engine.say(tag, FromEngineBody::AdapterDropped).await,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn adapter_state(app: &Arc<App>) -> AdapterState {
+        let AdminReply::Adapters(list) = admin(app, Action::AdapterList).await else { panic!("a list") };
+        assert_eq!(list.len(), 1);
+        list[0].state
+    }
+
+    #[tokio::test]
+    async fn training_goes_on_from_its_checkpoint_after_an_engine_died_and_goes_live() {
+        let mut fixture = Fixture::unsealed("").await;
+        prepare(&fixture.app).await;
+        let mut first = fixture.connect().await;
+        admin(&fixture.app, begin(true)).await;
+        let (tag, resume) = lesson(&mut first).await;
+        assert_eq!(resume, None);
+        checkpoint(&mut first, tag, 2, b"two steps").await;
+        for _ in 0..500 {
+            if fixture
+                .app
+                .vault
+                .unsealed()
+                .is_ok_and(|store| super::super::job_doc::all(&store).is_ok_and(|jobs| jobs[0].steps_safe() == 2))
+            {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        drop(first);
+        let mut second = fixture.connect().await;
+        let (tag, resume) = lesson(&mut second).await;
+        assert_eq!(resume.as_deref(), Some(b"two steps".as_slice()));
+        trained(&mut second, tag).await;
+        let judging = tokio::spawn(judge(second, 1.5));
+        let status = until(&fixture.app, JobState::Finished).await;
+        assert_eq!(fixture.app.adapters.active(), status.adapter);
+        assert_eq!(adapter_state(&fixture.app).await, AdapterState::Active);
+        judging.abort();
+    }
+
+    #[tokio::test]
+    async fn a_candidate_that_fails_its_gate_is_never_promoted() {
+        let mut fixture = Fixture::unsealed("").await;
+        prepare(&fixture.app).await;
+        let mut engine = fixture.connect().await;
+        admin(&fixture.app, begin(true)).await;
+        let (tag, _) = lesson(&mut engine).await;
+        trained(&mut engine, tag).await;
+        let judging = tokio::spawn(judge(engine, 1.995));
+        let status = until(&fixture.app, JobState::Failed).await;
+        assert!(status.error.expect("an error").contains("validation_loss"));
+        assert_eq!(adapter_state(&fixture.app).await, AdapterState::Candidate);
+        let id = status.adapter.expect("a candidate");
+        let refused = fixture.app.perform(&ROOT, Action::AdapterPromote { id }).await.expect_err("refused");
+        assert_eq!(refused.code, empathd_proto::ErrorCode::GateRefused);
+        assert!(refused.detail.contains("validation_loss"), "{}", refused.detail);
+        assert_eq!(fixture.app.adapters.active(), None);
+        judging.abort();
+    }
+
+    #[tokio::test]
+    async fn a_pause_leaves_a_checkpoint_and_the_next_start_takes_it_up() {
+        let mut fixture = Fixture::unsealed("").await;
+        prepare(&fixture.app).await;
+        let mut engine = fixture.connect().await;
+        let AdminReply::Train(first) = admin(&fixture.app, begin(false)).await else { panic!("a job") };
+        let (tag, _) = lesson(&mut engine).await;
+        let app = fixture.app.clone();
+        let stopping = tokio::spawn(async move { admin(&app, Action::TrainStop).await });
+        engine.hear_until(|body| matches!(body, ToEngineBody::Cancel).then_some(())).await;
+        checkpoint(&mut engine, tag, 1, b"one step").await;
+        let report = TrainReport { stopped_early: true, ..TrainReport::default() };
+        engine.say(tag, FromEngineBody::Trained(Box::new(report))).await;
+        let AdminReply::Train(paused) = stopping.await.expect("no panic") else { panic!("a status") };
+        assert_eq!((paused.state, paused.adapter), (JobState::Paused, None));
+        let AdminReply::Train(again) = admin(&fixture.app, begin(false)).await else { panic!("a job") };
+        assert_eq!(again.job, first.job);
+        let (_, resume) = lesson(&mut engine).await;
+        assert_eq!(resume.as_deref(), Some(b"one step".as_slice()));
+    }
 }

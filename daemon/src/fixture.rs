@@ -1,0 +1,112 @@
+//! An appliance for tests: a real store in a scratch folder, a clock that stands still, and an engine that is played by
+//! the test at the other end of a socket pair.
+
+use crate::actor::{Actor, AdminRole};
+use crate::app::App;
+use crate::clock::{Clock, OsEntropy};
+use crate::config::{Config, Overrides};
+use crate::engine::link::Link;
+use crate::engine::{Engine, Ready, View};
+use crate::wire;
+use empathd_proto::engine::{BaseModel, FromEngine, FromEngineBody, ToEngine, ToEngineBody};
+use empathd_proto::secret::Secret;
+use empathd_store::KdfCost;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+/// The root user.
+pub(crate) const ROOT: Actor = Actor::LocalUser { uid: 0, role: AdminRole::Administrator };
+/// The time at which every test happens, milliseconds.
+pub(crate) const NOW_MS: u64 = 1_800_000_000_000;
+
+struct Still;
+
+impl Clock for Still {
+    fn now_ms(&self) -> u64 {
+        NOW_MS
+    }
+
+    fn uptime(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+}
+
+/// An appliance and the scratch folder of its state.
+pub(crate) struct Fixture {
+    pub(crate) app: Arc<App>,
+    pub(crate) folder: tempfile::TempDir,
+    view: watch::Sender<View>,
+    epoch: u64,
+}
+
+pub(crate) fn passphrase() -> Secret {
+    Secret::new("correct horse battery".to_owned())
+}
+
+impl Fixture {
+    /// An appliance without a store, whose engine is down.
+    pub(crate) fn new(settings: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a scratch folder");
+        let overrides = Overrides { state: Some(folder.path().to_owned()), ..Overrides::default() };
+        let config = Config::parse(settings, overrides).expect("valid settings");
+        let (view, engine) = watch::channel(View::Down("no engine in this test".to_owned()));
+        let app = App::new(config, Arc::new(Still), Arc::new(OsEntropy), KdfCost::Light, Engine::new(engine));
+        Self { app: app.expect("an appliance"), folder, view, epoch: 0 }
+    }
+
+    /// One that is unsealed.
+    pub(crate) async fn unsealed(settings: &str) -> Self {
+        let fixture = Self::new(settings);
+        let init = crate::action::Action::Init { passphrase: passphrase() };
+        fixture.app.perform(&ROOT, init).await.expect("init");
+        fixture
+    }
+
+    /// Connects an engine, which the test plays.
+    pub(crate) async fn connect(&mut self) -> Played {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let mut played = Played { stream: theirs };
+        played.say(0, FromEngineBody::Hello { version: "test".into(), device: "test".into() }).await;
+        let link = Link::open(ours).await.expect("a link");
+        let base = BaseModel {
+            name: "tiny".into(),
+            architecture: "llama".into(),
+            parameters: 1,
+            context: 512,
+            sha256: [0; 32],
+        };
+        self.epoch += 1;
+        self.view.send_replace(View::Ready(Arc::new(Ready { link, base, epoch: self.epoch })));
+        played
+    }
+}
+
+/// An engine, played by a test. Dropping it is its death.
+pub(crate) struct Played {
+    stream: UnixStream,
+}
+
+impl Played {
+    /// The next thing it is asked.
+    pub(crate) async fn hear(&mut self) -> (u64, ToEngineBody) {
+        let message = wire::read::<ToEngine>(&mut self.stream).await.expect("readable").expect("connected");
+        (message.tag, message.body)
+    }
+
+    /// The next thing it is asked that fits.
+    pub(crate) async fn hear_until<T>(&mut self, fits: impl Fn(&ToEngineBody) -> Option<T>) -> (u64, T) {
+        loop {
+            let (tag, body) = self.hear().await;
+            if let Some(found) = fits(&body) {
+                return (tag, found);
+            }
+        }
+    }
+
+    /// Says something.
+    pub(crate) async fn say(&mut self, tag: u64, body: FromEngineBody) {
+        wire::write(&mut self.stream, &FromEngine { tag, body }).await.expect("writable");
+    }
+}
