@@ -161,7 +161,7 @@ mod tests {
         assert!(key_pem.contains("PRIVATE KEY"));
         assert_eq!(summary.uri, "spiffe://empathd/ehr/epic");
         assert_eq!(summary.not_after_ms, 1_000 + 7 * 86_400_000);
-        assert_eq!(store.read(list).expect("lists"), [summary.clone()]);
+        assert_eq!(store.read(list).expect("lists"), std::slice::from_ref(&summary));
 
         let revoked = change(&store, |w| revoke(w, &summary.serial.to_uppercase(), 5_000)).expect("revokes");
         assert_eq!(revoked.revoked_at_ms, Some(5_000));
