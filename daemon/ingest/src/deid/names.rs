@@ -70,8 +70,11 @@ pub(super) fn find(text: &str, found: &mut Vec<Found>) {
 /// Endings of remedies and diseases, which some write with a capital.
 const REMEDY_ENDINGS: &[&str] = &[
     "ide", "cin", "xen", "prim", "azole", "zepam", "olol", "pril", "statin", "itis", "itus", "osis", "emia", "dipine",
-    "etine", "aline", "apine", "idine", "done", "lyte", "phen", "itin", "pram", "tadine",
+    "etine", "aline", "amine", "apine", "idine", "done", "lyte", "phen", "itin", "pram", "tadine",
 ];
+
+/// Longest abbreviation in capitals that is not taken for a name, such as "ADHD", in bytes.
+const SHORT_FORM_BYTES_MAX: usize = 5;
 
 /// The words of a capitalised run up to the first ordinary one.
 fn name(start: usize, run: &str, is_weak: bool) -> Option<Found> {
@@ -88,7 +91,9 @@ fn name(start: usize, run: &str, is_weak: bool) -> Option<Found> {
     }
     let name = &run[..end];
     let is_remedy = is_weak && REMEDY_ENDINGS.iter().any(|ending| name.ends_with(ending));
-    let is_name = name.chars().filter(|c| c.is_alphabetic()).count() > 1 && !is_remedy;
+    let is_short_form = is_weak && name.len() <= SHORT_FORM_BYTES_MAX && name.chars().all(char::is_uppercase);
+    let says_name = name.chars().filter(|c| c.is_alphabetic()).count() > 1;
+    let is_name = says_name && !is_remedy && !is_short_form && !words::is_wide_area(name);
     is_name.then(|| Found::new(start, start + end, PhiKind::Name))
 }
 
@@ -140,7 +145,9 @@ fn runs(text: &str, found: &mut Vec<Found>) {
     for run in words.chunk_by(|left, right| follows(text, end_of(left), right.0)) {
         let long = run.iter().filter(|(_, word)| word.chars().count() > 1).count();
         let is_name = (2..=4).contains(&run.len()) && long >= 2 && run.iter().all(|(_, word)| may_be_name(word));
-        if let (true, [first, .., last]) = (is_name, run) {
+        if let (true, [first, .., last]) = (is_name, run)
+            && !words::is_wide_area(&text[first.0..end_of(last)])
+        {
             found.push(Found::new(first.0, end_of(last), PhiKind::Name));
         }
     }

@@ -24,7 +24,7 @@ pattern!(
 );
 pattern!(
     CONTEXT,
-    r"(?i)\b(?:phone|tel|telephone|call|called|calling|cell|mobile|fax|faxed|text|number|reach|ring|rings|contact|whatsapp|dial|hotline|line|sms|voicemail)\b"
+    r"(?i)\b(?:phone|tel|telephone|call|called|calling|cell|mobile|fax|faxed|text|number|reach|ring|rings|contact|answer|answers|answering|whatsapp|dial|hotline|line|sms|voicemail)\b"
 );
 
 /// Text before a number in which a word makes it a telephone number, in bytes.

@@ -96,7 +96,7 @@ const ANNOUNCED: &[(PhiKind, &str)] = &[
 /// An announcing word, at most a few small words, and a token with digits in it.
 fn announced(words: &str) -> String {
     const BETWEEN: &str =
-        r"(?:[\s:#=(.-]|mrn|\b(?:is|was|number|no|num|nr|id|code|member|serial|template|under|of)\b){0,6}";
+        r"(?:[\s:#=(.-]|mrn|\b(?:is|was|number|no|num|nr|id|code|member|serial|template|under)\b){0,6}";
     const TOKEN: &str = r"([A-Z]{0,6}-?\d[A-Z0-9/-]{2,}|[A-Z]{1,6}(?:-[A-Z0-9]+)*-[A-Z0-9]*\d[A-Z0-9]*)\b";
     format!(r"(?i)(?:{words})(?:s|'s)?{BETWEEN}{TOKEN}")
 }

@@ -23,6 +23,8 @@ static PATTERNS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
         r"\b[A-Z]\d[A-Z] \d[A-Z]\d\b".to_owned(),
         format!(r"\b{NAME}(?: {NAME}){{0,3}},? {STATE},? \d{{5}}(?:-\d{{4}})?\b"),
         format!(r"\b{STATE} \d{{5}}(?:-\d{{4}})?\b"),
+        r"(?i)\b(?:address(?: is|:)?|lives? at|living at|stay(?:s|ing)? at|resides? at) (\d[^\n;.?!]{4,60})".to_owned(),
+        format!(r"\b\d{{1,5}} (?:{NAME} ){{1,3}}\d{{1,5}}\b"),
         r"(?i)\b(?:zip|zip ?code|postal code|postcode)\b[^\d\n]{0,30}(\d{3,5}(?:-\d{3,4})?)\b".to_owned(),
         format!(r"\b(?:City|city|Town|town|Village|village|Borough|borough) of ({NAME}(?: {NAME}){{0,2}})"),
         format!(r"\b({NAME}(?: {NAME})? (?:County|Parish|Township|Borough))\b"),
