@@ -120,18 +120,23 @@ fn by_objects(objects: Vec<Value>, seen: &str) -> Result<&'static Profile, Detec
 }
 
 fn by_document(bytes: &[u8]) -> Result<&'static Profile, DetectError> {
-    let mut last = Err(unknown("a JSON document without records", Vec::new()));
+    let mut last = unknown("a JSON document without records", Vec::new());
     for view in json::views(bytes) {
-        last = by_objects(json::sample(view), "a JSON document");
-        if last.is_ok() {
-            break;
+        match by_objects(json::sample(view), "a JSON document") {
+            Ok(profile) => return Ok(profile),
+            Err(error) => last = error,
         }
     }
-    last
+    Err(if is_endless(bytes) { DetectError::EndlessLine } else { last })
+}
+
+/// Whether the first line does not end within the bound.
+fn is_endless(bytes: &[u8]) -> bool {
+    bytes.get(..=ENTRY_BYTES_MAX).is_some_and(|head| !head.contains(&b'\n'))
 }
 
 fn by_lines_or_header(bytes: &[u8], extension: Option<&str>) -> Result<&'static Profile, DetectError> {
-    if bytes.len() > ENTRY_BYTES_MAX && !bytes[..ENTRY_BYTES_MAX].contains(&b'\n') {
+    if is_endless(bytes) {
         return Err(DetectError::EndlessLine);
     }
     for profile in profiles() {

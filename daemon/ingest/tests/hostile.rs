@@ -267,6 +267,38 @@ fn sources() -> Vec<Vec<u8>> {
     ]
 }
 
+/// Each text once cost more than its length: a step that looks at the rest again for every character takes minutes here.
+#[test]
+fn time_grows_with_the_length_only() {
+    let size = limits::FIELD_BYTES_MAX - 64;
+    let started = std::time::Instant::now();
+    for unit in [
+        "(",
+        "\u{200b}",
+        "<v ",
+        "a-",
+        "Anna ",
+        "555 ",
+        "http://!",
+        "@",
+        "1:",
+        "I'm A",
+        "my name is ",
+        "{",
+        "9 ",
+        "A. ",
+        "GB82",
+    ] {
+        let text = unit.repeat(size / unit.len());
+        let _ = ingest(&line(&text, "What would help you tonight?"));
+        let _ = ingest(format!("WEBVTT\n\n00:01.000 --> 00:02.000\nDoctor: {text}\n").as_bytes());
+        let _ = ingest(format!("question,answer\n\"{text}\",b\n{text}").as_bytes());
+    }
+    let quotes = format!("a,b\n{}", "x,\"\"\"\n".repeat(1 << 20));
+    let _ = ingest(quotes.replacen("a,b", "question,answer", 1).as_bytes());
+    assert!(started.elapsed().as_secs() < 120, "{:?}", started.elapsed());
+}
+
 #[test]
 fn a_truncated_source_never_panics() {
     for source in sources() {

@@ -75,9 +75,12 @@ fn plain(c: char) -> char {
     }
 }
 
+/// Longer words are looked at in part only.
+const WORD_CHARS_MAX: usize = 64;
+
 /// Whether the word that starts here has ASCII letters and look-alikes of them.
 fn mixes_latin(text: &str) -> bool {
-    let word = || text.chars().take_while(|c| c.is_alphabetic() || is_invisible(*c));
+    let word = || text.chars().take_while(|c| c.is_alphabetic() || is_invisible(*c)).take(WORD_CHARS_MAX);
     word().any(|c| c.is_ascii_alphabetic()) && word().any(|c| latin(c).is_some())
 }
 

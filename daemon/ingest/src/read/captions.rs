@@ -3,7 +3,7 @@
 
 use crate::limits::TURNS_MAX;
 use crate::profile::Profile;
-use crate::read::shape::Spoken;
+use crate::read::shape::{Spoken, bounded};
 use crate::read::speech;
 use crate::rule::{Rejection, Rule};
 use crate::text;
@@ -87,6 +87,7 @@ fn cues(text: &str) -> Result<Vec<Cue<'_>>, Rejection> {
             // The number of the next cue, where no empty line stands before it.
             let is_counter =
                 line.bytes().all(|c| c.is_ascii_digit()) && lines.peek().is_some_and(|next| timing(next).is_some());
+            bounded(line, 0)?;
             if !is_counter {
                 cue.lines.push(line);
             }
@@ -179,6 +180,9 @@ fn voice_spans(line: &str) -> Vec<(Option<&str>, &str)> {
 const NOISE: &[&str] =
     &["unintelligible", "inaudible", "crosstalk", "silence", "pause", "music", "applause", "laughter", "laughs"];
 
+/// Longest note in brackets, characters.
+const NOTE_CHARS_MAX: usize = 80;
+
 /// Speech without tags, style codes and transcriber's notes.
 fn clean(said: &str) -> String {
     let plain = text::without_markup(said);
@@ -191,11 +195,13 @@ fn clean(said: &str) -> String {
             b'{' => '}',
             _ => ')',
         };
-        let inside = rest[at + 1..].split_once(close).map(|(inside, _)| inside);
-        let is_note = inside.is_some_and(|note| {
-            note.starts_with('\\') || NOISE.iter().any(|word| note.trim().to_ascii_lowercase().starts_with(word))
-        });
-        let skipped = if is_note { inside.map_or(0, str::len) + 2 } else { 1 };
+        let length =
+            rest[at + 1..].chars().take(NOTE_CHARS_MAX).take_while(|c| *c != close).map(char::len_utf8).sum::<usize>();
+        let note = &rest[at + 1..at + 1 + length];
+        let is_closed = rest[at + 1 + length..].starts_with(close);
+        let is_noise = || NOISE.iter().any(|word| note.trim().to_ascii_lowercase().starts_with(word));
+        let is_note = is_closed && (note.starts_with('\\') || is_noise());
+        let skipped = if is_note { length + 2 } else { 1 };
         if !is_note {
             out.push_str(&rest[at..=at]);
         }

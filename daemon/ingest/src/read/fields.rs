@@ -1,5 +1,6 @@
 //! One way to ask for a field, whether the record is a JSON object or a row of a table. It knows no profile.
 
+use crate::limits::COLUMNS_MAX;
 use crate::profile::Field;
 use serde_json::Value;
 
@@ -63,7 +64,9 @@ impl Fields for Value {
         let mut value = self;
         for name in path.split('.') {
             let map = value.as_object()?;
-            let same = || map.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value);
+            // An object with more keys than a table has columns is no record; walking it for each name would be slow.
+            let keys = || map.iter().take(COLUMNS_MAX);
+            let same = || keys().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value);
             value = map.get(name).or_else(same)?;
         }
         Some(Cell::Json(value))

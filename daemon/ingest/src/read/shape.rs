@@ -273,6 +273,9 @@ fn concept(
     Ok(vec![spoken(Speaker::Client, question), spoken(Speaker::Clinician, answer)])
 }
 
+/// After so many turns of unknown speakers the others need not be looked at.
+const STRANGERS_MAX: usize = 16;
+
 /// The turns of a list, or of a transcript in one text.
 fn listed(
     profile: &Profile,
@@ -306,6 +309,9 @@ fn listed(
         match element(profile, fields, item, speaker, text) {
             Some(turn) => turns.push(turn),
             None => strangers += 1,
+        }
+        if strangers >= STRANGERS_MAX {
+            break;
         }
     }
     if strangers > 0 { Err(Rejection::beyond(Rule::UnknownSpeaker, strangers, 0, ordinal)) } else { Ok(turns) }

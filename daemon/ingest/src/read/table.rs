@@ -89,11 +89,13 @@ impl<'a> Rows<'a> {
         Ok(Row { header: self.header, cells: cells.iter().map(text).collect::<Result<_, _>>()? })
     }
 
-    /// Goes on at the next line instead of after a row that is broken or does not end, a bounded number of times.
+    /// Goes on at the next line after a row that does not end. Once that happened too often, a whole bound is passed over
+    /// each time, so that a hostile table is still read in one go.
     fn resume(&mut self) -> Rejection {
         self.resumes += 1;
-        let line = self.rest.iter().position(|byte| *byte == b'\n').map_or(self.rest.len(), |at| at + 1);
-        self.rest = if self.resumes > RESUMES_MAX { &[] } else { &self.rest[line..] };
+        let from = if self.resumes > RESUMES_MAX { self.rest.len().min(ENTRY_BYTES_MAX) } else { 0 };
+        let line = self.rest[from..].iter().position(|byte| *byte == b'\n').map_or(self.rest.len(), |at| from + at + 1);
+        self.rest = &self.rest[line..];
         if line > ENTRY_BYTES_MAX {
             return Rejection::beyond(Rule::OversizedEntry, line, ENTRY_BYTES_MAX, self.ordinal);
         }
@@ -110,7 +112,7 @@ impl<'a> Rows<'a> {
         }
         let parsed = if is_sound { self.parse(row) } else { Err(self.broken(0)) };
         let is_broken = parsed.as_ref().is_err_and(|rejection| rejection.rule == Rule::BrokenRow);
-        if is_broken && row.contains(&b'\n') {
+        if is_broken && row.contains(&b'\n') && self.resumes < RESUMES_MAX {
             self.resume();
         } else {
             self.rest = &self.rest[length..];

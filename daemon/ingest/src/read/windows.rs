@@ -3,7 +3,7 @@
 
 use crate::profile::Profile;
 use crate::read::ReadError;
-use crate::read::shape::Spoken;
+use crate::read::shape::{Spoken, bounded};
 use crate::rule::{Rejection, Rule};
 use regex::Regex;
 use std::collections::BTreeMap;
@@ -32,6 +32,11 @@ pub(crate) fn conversations(
             ordinal += 1;
             continue;
         };
+        if let Err(rejection) = bounded(line, ordinal) {
+            take(ordinal, Err(rejection))?;
+            ordinal += 1;
+            continue;
+        }
         let turns: Vec<(u32, Spoken)> = line.split(SEPARATOR).filter_map(|turn| parse(turn, profile)).collect();
         let Some((last, _)) = turns.last() else { continue };
         let is_new = open.last_key_value().is_some_and(|(known, _)| last <= known) || disagrees(&open, &turns);
