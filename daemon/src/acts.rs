@@ -18,7 +18,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// Shortest passphrase that a store is made with, in characters.
-const PASSPHRASE_CHARS_MIN: usize = 8;
+const PASSPHRASE_CHARS_MIN: usize = 12;
 /// Longest passphrase, in bytes.
 const PASSPHRASE_BYTES_MAX: usize = 1024;
 /// Largest roster, in bytes.

@@ -204,10 +204,10 @@ pub(crate) async fn rollback(app: &Arc<App>, draft: AuditDraft) -> Result<Acted,
             })?)
         })
         .await?;
-    if let (Ok(ready), Some(id)) = (app.engine.ready(), active) {
-        if let Err(problem) = ensure(app, &ready, id).await {
-            tracing::warn!(code = %problem.code, "the earlier generation is not in the engine yet");
-        }
+    if let (Ok(ready), Some(id)) = (app.engine.ready(), active)
+        && let Err(problem) = ensure(app, &ready, id).await
+    {
+        tracing::warn!(code = %problem.code, "the earlier generation is not in the engine yet");
     }
     switch(app, active).await;
     Ok(Acted::recorded(AdminReply::Active { adapter: active }))

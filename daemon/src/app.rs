@@ -45,7 +45,7 @@ pub struct App {
 #[derive(Debug)]
 pub enum Reply {
     /// To a request of the admin socket.
-    Admin(AdminReply),
+    Admin(Box<AdminReply>),
     /// To [`Action::Chat`].
     Answer(Answer),
     /// To [`Action::ModelList`].
@@ -101,7 +101,7 @@ pub enum CertState {
     Valid,
     /// Enrolled once, refused now.
     Revoked,
-    /// Not of this appliance, or the store is sealed.
+    /// Not of this appliance, expired, or the store is sealed.
     Unknown,
 }
 
@@ -135,12 +135,12 @@ pub(crate) struct Acted {
 impl Acted {
     /// Something was read or done that is still to be recorded.
     pub(crate) fn unrecorded(reply: AdminReply, count: u64) -> Self {
-        Self { reply: Reply::Admin(reply), object: AuditObject::None, count, recorded: false }
+        Self { reply: Reply::Admin(Box::new(reply)), object: AuditObject::None, count, recorded: false }
     }
 
     /// Something was changed, and its entry is in the same transaction.
     pub(crate) fn recorded(reply: AdminReply) -> Self {
-        Self { reply: Reply::Admin(reply), object: AuditObject::None, count: 0, recorded: true }
+        Self { reply: Reply::Admin(Box::new(reply)), object: AuditObject::None, count: 0, recorded: true }
     }
 
     /// Names what it was done to.
@@ -211,6 +211,7 @@ impl App {
     }
 
     fn authorise(&self, actor: &Actor, action: &Action) -> Result<(), Problem> {
+        self.recognise(actor)?;
         if matches!(action, Action::Unknown) {
             return Err(Problem::new(ErrorCode::NotFound, "There is no such thing here.", ""));
         }
@@ -223,12 +224,6 @@ impl App {
             Needs::Initialised => drop(self.vault.store()?),
             Needs::Unsealed => drop(self.vault.unsealed()?),
         }
-        if let Actor::Certificate { serial, .. } = actor {
-            if self.certificate(serial) != CertState::Valid {
-                let next = "Ask an administrator for a new certificate: empathctl cert enroll";
-                return Err(Problem::new(ErrorCode::Unauthenticated, "This certificate is not valid here.", next));
-            }
-        }
         let begins_work = matches!(action, Action::Chat(_) | Action::Ingest { .. } | Action::TrainStart(_));
         if begins_work && self.stopping.is_cancelled() {
             return Err(Problem::new(
@@ -238,6 +233,23 @@ impl App {
             ));
         }
         Ok(())
+    }
+
+    /// Whether this caller is one at all: a certificate may have been revoked, or have expired, since its connection began.
+    fn recognise(&self, actor: &Actor) -> Result<(), Problem> {
+        let next = "Ask an administrator for a new certificate: empathctl cert enroll";
+        match actor {
+            Actor::Stranger { .. } => {
+                Err(Problem::new(ErrorCode::Forbidden, "This certificate names no role here.", next))
+            }
+            // Sealed, no certificate is known; that it is sealed says more.
+            Actor::Certificate { serial, .. }
+                if self.vault.unsealed().is_ok() && self.certificate(serial) != CertState::Valid =>
+            {
+                Err(Problem::new(ErrorCode::Unauthenticated, "This certificate is not valid here.", next))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn act(self: &Arc<Self>, action: Action, draft: AuditDraft) -> Result<Acted, Problem> {
@@ -329,6 +341,7 @@ impl App {
         match self.vault.certificate(serial) {
             None => CertState::Unknown,
             Some(cert) if cert.revoked_at_ms.is_some() => CertState::Revoked,
+            Some(cert) if cert.not_after_ms <= self.clock.now_ms() => CertState::Unknown,
             Some(_) => CertState::Valid,
         }
     }
@@ -470,7 +483,8 @@ mod tests {
         let fixture = Fixture::unsealed("").await;
         let app = &fixture.app;
         let enroll = Action::CertEnroll { name: "watch".into(), role: ApiRole::Monitor, valid_days: 1 };
-        let Ok(Reply::Admin(AdminReply::Enrolled(cert))) = app.perform(&ROOT, enroll).await else { panic!("enrolled") };
+        let Ok(Reply::Admin(reply)) = app.perform(&ROOT, enroll).await else { panic!("a reply") };
+        let AdminReply::Enrolled(cert) = *reply else { panic!("enrolled") };
         let serial = cert.summary.serial.clone();
         let role = ApiRole::Monitor;
         let actor = Actor::Certificate { serial: serial.clone(), number: 7, name: "watch".into(), role };
@@ -482,6 +496,9 @@ mod tests {
         assert!(revocations.has_changed().expect("kept"), "live connections are told");
         assert_eq!(app.certificate(&serial), CertState::Revoked);
         assert_eq!(code(&fixture, &actor, Action::Metrics).await, ErrorCode::Unauthenticated);
+        let stranger = Actor::Stranger { number: 9 };
+        assert_eq!(code(&fixture, &stranger, Action::Health).await, ErrorCode::Forbidden);
+        assert_eq!(code(&fixture, &actor, Action::Unknown).await, ErrorCode::Unauthenticated);
         let unknown = Actor::Certificate { serial: "ab".repeat(16), number: 8, name: "watch".into(), role };
         assert_eq!(code(&fixture, &unknown, Action::Metrics).await, ErrorCode::Unauthenticated);
     }
@@ -489,9 +506,8 @@ mod tests {
     #[tokio::test]
     async fn before_init_nothing_but_the_state_is_answered() {
         let fixture = Fixture::new("");
-        let Ok(Reply::Admin(AdminReply::Status(status))) = fixture.app.perform(&ROOT, Action::Status).await else {
-            panic!("status")
-        };
+        let Ok(Reply::Admin(reply)) = fixture.app.perform(&ROOT, Action::Status).await else { panic!("a reply") };
+        let AdminReply::Status(status) = *reply else { panic!("status") };
         assert_eq!(status.state, SealState::Uninitialised);
         assert_eq!(code(&fixture, &ROOT, Action::DatasetList).await, ErrorCode::NotInitialised);
         let short = Action::Init { passphrase: Secret::new("short".into()) };

@@ -15,6 +15,7 @@ use empathd_store::KdfCost;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use sd_notify::NotifyState;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,6 +96,7 @@ fn claim(state: &Path) -> anyhow::Result<OwnedFd> {
     let shown = state.display();
     std::fs::DirBuilder::new()
         .recursive(true)
+        .mode(0o700)
         .create(state)
         .with_context(|| format!("the state folder {shown} cannot be made: check store.folder and its permissions"))?;
     let folder = rustix::fs::open(state, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())

@@ -149,7 +149,7 @@ async fn answer(
         }
     };
     let result = result.and_then(|reply| match reply {
-        Reply::Admin(reply) => Ok(reply),
+        Reply::Admin(reply) => Ok(*reply),
         _ => Err(defect("An action had a reply of another kind.")),
     });
     sent(&mut writer, &FromDaemon::Done(Box::new(result)), limit).await;

@@ -315,7 +315,7 @@ mod tests {
 
     async fn admin(app: &Arc<App>, action: Action) -> AdminReply {
         match app.perform(&ROOT, action).await {
-            Ok(Reply::Admin(reply)) => reply,
+            Ok(Reply::Admin(reply)) => *reply,
             other => panic!("{other:?}"),
         }
     }
@@ -392,6 +392,7 @@ mod tests {
             let (tag, body) = engine.hear().await;
             match body {
                 ToEngineBody::Evaluate { adapter, .. } => adapted = adapter.is_some(),
+                ToEngineBody::Examples(some) => assert!(some.iter().all(|example| example.held_out)),
                 ToEngineBody::Go => {
                     let loss = if adapted { loss } else { 2.0 };
                     let by_domain = [("therapy_dialogue".to_owned(), loss)].into();

@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(failed(&good, &[0.5, 0.5], false), none);
         assert_eq!(failed(&evaluation(1.99, 1.9, 1.7), &[0.5, 0.5], false), ["validation_loss"]);
         assert_eq!(failed(&evaluation(1.8, 2.05, 1.7), &[0.5, 0.5], false), ["validation_loss.crisis"]);
-        assert_eq!(failed(&evaluation(1.8, 2.03, 2.08), &[0.5, 0.5], false), ["validation_loss.crisis"]);
+        assert_eq!(failed(&evaluation(1.8, 2.03, 2.08), &[0.5, 0.5], false), none);
         assert_eq!(failed(&evaluation(1.8, 1.9, 2.11), &[0.5, 0.5], false), ["validation_loss.therapy_dialogue"]);
         assert_eq!(failed(&good, &[1.0, 0.0], false), ["idle_experts"]);
         assert_eq!(failed(&good, &[], false), ["idle_experts"]);

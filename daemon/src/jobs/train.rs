@@ -78,7 +78,7 @@ impl Desk {
     }
 }
 
-/// Begins a job, or goes on with a paused one of the same cut, seed and number of steps.
+/// Begins a job, or goes on with a paused or half-way failed one of the same cut, seed and number of steps.
 pub(crate) async fn start(app: &Arc<App>, options: TrainOptions, draft: AuditDraft) -> Result<Acted, Problem> {
     check(&options)?;
     app.engine.ready()?;
@@ -124,7 +124,9 @@ fn prepare(app: &App, id: JobId, options: &TrainOptions, draft: AuditDraft) -> R
     let lesson = Lesson::read(&store, &cut, training.seq_len, training.validation_examples_max)?;
     let steps = options.steps.unwrap_or(training.steps);
     let goes_on = |job: &JobDoc| {
-        job.state == JobState::Paused
+        // A job that failed half-way, such as on a full disk, has lost nothing of what it sealed.
+        let failed_half_way = job.state == JobState::Failed && job.checkpoint.is_some();
+        (job.state == JobState::Paused || failed_half_way)
             && job.dataset == cut.id()
             && job.spec.seed == options.seed
             && options.steps.is_none_or(|steps| steps == job.spec.steps)
