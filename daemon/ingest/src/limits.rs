@@ -15,7 +15,7 @@ pub const DEPTH_MAX: usize = 64;
 /// Most columns of a table.
 pub const COLUMNS_MAX: usize = 1_024;
 /// Most unclosed quotes after which a table is still resumed at the next line. It keeps reading linear in the size.
-pub const RESUMES_MAX: usize = 64;
+pub const RESUMES_MAX: usize = 16;
 /// Entries that detection looks at.
 pub const DETECT_ENTRIES: usize = 32;
 /// Bytes that detection looks at to tell text from other files.
