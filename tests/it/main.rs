@@ -5,6 +5,8 @@ mod tree;
 
 /// Which crate may know which, and which calls stand in one place only.
 mod deps;
+/// Every entrance of strangers' bytes, on altered seeds.
+mod fuzz;
 /// Taste that a machine can hold: file heads, lengths, leftovers.
 mod tidy;
 

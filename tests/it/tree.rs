@@ -4,21 +4,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// One Rust file.
-pub struct Source {
+pub(crate) struct Source {
     /// Path from the root, with `/`.
-    pub path: String,
+    pub(crate) path: String,
     /// Its text.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 impl Source {
     /// The syntax tree.
-    pub fn parse(&self) -> syn::File {
+    pub(crate) fn parse(&self) -> syn::File {
         syn::parse_file(&self.text).unwrap_or_else(|error| panic!("{}: {error}", self.path))
     }
 
     /// Lines outside `#[cfg(test)] mod tests { … }`, which by custom ends the file.
-    pub fn lines_without_tests(&self) -> usize {
+    pub(crate) fn lines_without_tests(&self) -> usize {
         let lines: Vec<&str> = self.text.lines().collect();
         let tests = lines.windows(2).position(|pair| pair[0] == "#[cfg(test)]" && pair[1].starts_with("mod "));
         tests.unwrap_or(lines.len())
@@ -26,17 +26,17 @@ impl Source {
 }
 
 /// Root of the repository.
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the root").to_path_buf()
 }
 
 /// Text of a file, by its path from the root.
-pub fn read(path: &str) -> String {
+pub(crate) fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// Every file that is tracked, or would be when added.
-pub fn files() -> Vec<String> {
+pub(crate) fn files() -> Vec<String> {
     let output = Command::new("git")
         .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
         .current_dir(root())
@@ -50,13 +50,13 @@ pub fn files() -> Vec<String> {
 }
 
 /// Every Rust file.
-pub fn rust_sources() -> Vec<Source> {
+pub(crate) fn rust_sources() -> Vec<Source> {
     let rust = files().into_iter().filter(|file| file.ends_with(".rs"));
     rust.map(|path| Source { text: read(&path), path }).collect()
 }
 
 /// First components of all paths.
-pub fn top_level() -> Vec<String> {
+pub(crate) fn top_level() -> Vec<String> {
     let mut names: Vec<String> = files().iter().filter_map(|file| file.split('/').next().map(str::to_owned)).collect();
     names.sort();
     names.dedup();

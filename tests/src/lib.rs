@@ -4,4 +4,5 @@
 
 pub mod corpus;
 pub mod demo;
+pub mod fuzz;
 pub mod harness;
