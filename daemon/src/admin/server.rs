@@ -94,6 +94,7 @@ async fn connection(stream: UnixStream, app: Arc<App>, members: &Members, limits
         Ok(Ok(Some(ToDaemon::Request(request)))) => translate::incoming(request, limits.upload_bytes_max, progress),
         // Nothing was said: nothing is answered.
         Ok(Ok(None)) => return,
+        // Performed for its entry in the trail; what is told is what went wrong here.
         _ => Incoming { action: Action::Unknown, chunks: None },
     };
     let Incoming { action, chunks } = incoming;
@@ -134,6 +135,7 @@ async fn answer(
     mut waiting: mpsc::Receiver<Progress>,
     limit: Duration,
 ) {
+    let misread = matches!(action, Action::Unknown);
     let performing = app.perform(actor, action);
     tokio::pin!(performing);
     let result = loop {
@@ -148,12 +150,19 @@ async fn answer(
             result = &mut performing => break result,
         }
     };
-    let result = result.and_then(|reply| match reply {
-        Reply::Admin(reply) => Ok(*reply),
-        _ => Err(defect("An action had a reply of another kind.")),
-    });
+    let result = match result {
+        Ok(Reply::Admin(reply)) => Ok(*reply),
+        Ok(_) => Err(defect("An action had a reply of another kind.")),
+        Err(problem) if problem.code == ErrorCode::NotFound && misread => Err(unreadable()),
+        Err(problem) => Err(problem),
+    };
     sent(&mut writer, &FromDaemon::Done(Box::new(result)), limit).await;
     let _ = writer.shutdown().await;
+}
+
+fn unreadable() -> Problem {
+    let next = "Use the empathctl of the same release as the daemon: empathctl --version";
+    Problem::new(ErrorCode::BadRequest, "The request cannot be read, or did not come in time.", next)
 }
 
 async fn sent(writer: &mut OwnedWriteHalf, message: &FromDaemon, limit: Duration) -> bool {
@@ -163,4 +172,79 @@ async fn sent(writer: &mut OwnedWriteHalf, message: &FromDaemon, limit: Duration
 async fn drain(reader: &mut OwnedReadHalf) {
     let mut buffer = vec![0u8; 64 * 1024];
     while matches!(reader.read(&mut buffer).await, Ok(bytes) if bytes > 0) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Fixture, passphrase};
+    use empathd_proto::admin::{AdminReply, AdminRequest};
+    use empathd_proto::audit::{ActionKind, Outcome};
+    use empathd_proto::frame;
+
+    /// Sends these bytes as root and gives the one answer.
+    async fn ask(app: &Arc<App>, bytes: &[u8]) -> Result<AdminReply, Problem> {
+        let (mut ours, theirs) = UnixStream::pair().expect("a pair");
+        let limits = app.config.admin.clone();
+        let serving = tokio::spawn({
+            let (app, members) = (app.clone(), Members::new(&[rustix::process::getuid().as_raw()], &[]));
+            async move { connection(theirs, app, &members, &limits).await }
+        });
+        ours.write_all(bytes).await.expect("written");
+        let answer = loop {
+            match wire::read::<FromDaemon>(&mut ours).await.expect("a frame").expect("an answer") {
+                FromDaemon::Done(answer) => break *answer,
+                FromDaemon::Progress(_) => {}
+            }
+        };
+        drop(ours);
+        serving.await.expect("no panic");
+        answer
+    }
+
+    fn frames(messages: &[ToDaemon]) -> Vec<u8> {
+        messages.iter().flat_map(|message| frame::encode(message).expect("small")).collect()
+    }
+
+    fn roster(announced: u64, parts: &[&str]) -> Vec<u8> {
+        let mut messages = vec![ToDaemon::Request(AdminRequest::RosterSet { bytes: announced })];
+        messages.extend(parts.iter().map(|part| ToDaemon::Chunk(part.as_bytes().to_vec())));
+        messages.push(ToDaemon::End);
+        frames(&messages)
+    }
+
+    #[tokio::test]
+    async fn requests_are_answered_once_and_uploads_arrive_whole() {
+        let fixture = Fixture::new("");
+        let init = ToDaemon::Request(AdminRequest::Init { passphrase: passphrase() });
+        assert!(matches!(ask(&fixture.app, &frames(&[init])).await, Ok(AdminReply::Initialised { .. })));
+        let reply = ask(&fixture.app, &roster(20, &["Mary Miller\n", "Bob Sum\n"])).await;
+        assert_eq!(reply, Ok(AdminReply::Roster { names: 2 }));
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_is_not_what_was_announced_is_refused() {
+        let fixture = Fixture::unsealed("[admin]\nupload_bytes_max = 1024").await;
+        for (bytes, code) in [
+            (roster(4, &["Mary Miller"]), ErrorCode::BadRequest),
+            (roster(400, &["Mary Miller"]), ErrorCode::BadRequest),
+            (roster(1025, &["Mary Miller"]), ErrorCode::TooLarge),
+        ] {
+            assert_eq!(ask(&fixture.app, &bytes).await.expect_err("refused").code, code);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_refused_and_recorded() {
+        let fixture = Fixture::unsealed("").await;
+        let of_another_version = [2, 0, 0, 0, 9, 0];
+        for bytes in [&of_another_version[..], &[0xff; 8], &frames(&[ToDaemon::End])] {
+            let problem = ask(&fixture.app, bytes).await.expect_err("refused");
+            assert_eq!(problem.code, ErrorCode::BadRequest);
+        }
+        let store = fixture.app.vault.unsealed().expect("unsealed");
+        let entries = store.audit_tail(100).expect("a tail");
+        let refused = entries.iter().filter(|entry| entry.action == ActionKind::Unknown);
+        assert_eq!(refused.filter(|entry| entry.outcome == Outcome::Denied(ErrorCode::NotFound)).count(), 3);
+    }
 }
