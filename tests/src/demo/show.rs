@@ -2,7 +2,7 @@
 //! It knows no step.
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,15 @@ impl Show {
         bar.set_style(style("{spinner} {prefix} {wide_msg}"));
         bar.set_prefix(format!("{name:NAME_WIDTH$}"));
         bar.enable_steady_tick(Duration::from_millis(120));
-        Step { show: self, name, number: self.count.get(), bar, began: Instant::now(), said: Cell::new(Instant::now()) }
+        Step {
+            show: self,
+            name,
+            number: self.count.get(),
+            bar,
+            began: Instant::now(),
+            said_at: Cell::new(Instant::now()),
+            said: RefCell::default(),
+        }
     }
 }
 
@@ -51,7 +59,8 @@ pub(super) struct Step<'a> {
     number: usize,
     bar: ProgressBar,
     began: Instant,
-    said: Cell<Instant>,
+    said_at: Cell<Instant>,
+    said: RefCell<String>,
 }
 
 impl Step<'_> {
@@ -59,8 +68,10 @@ impl Step<'_> {
     pub(super) fn note(&self, text: &str) {
         self.bar.set_message(text.to_owned());
         self.bar.tick();
-        if !self.show.terminal && self.said.get().elapsed() >= LINE_EVERY {
-            self.said.set(Instant::now());
+        let due = !self.show.terminal && self.said_at.get().elapsed() >= LINE_EVERY;
+        if due && *self.said.borrow() != text {
+            self.said_at.set(Instant::now());
+            text.clone_into(&mut self.said.borrow_mut());
             eprintln!("      {} ... {text}", self.name);
         }
     }
