@@ -1,5 +1,6 @@
 //! The backbone, its adapters, their gradients and the optimiser against the figures of public implementations.
 //! What each figure is: `parity/README.md`.
+#![expect(clippy::unwrap_used, reason = "a fixture that cannot be read fails the test that needs it")]
 
 use candle_core::{Device, Tensor, Var};
 use empathd_model::adapter::{ExpertLoad, Mixture};

@@ -280,8 +280,8 @@ mod tests {
         let n = BLOCK + 7;
         let (q, k, v) = (random(&[n, 8], 1), random(&[n, 4], 2), random(&[n, 4], 3));
         let found = run(&q, &k, &v, &Segment::packed(&[n]));
-        let (q, k, v): (Vec<Vec<f32>>, Vec<Vec<f32>>, Vec<Vec<f32>>) =
-            (q.to_vec2().unwrap(), k.to_vec2().unwrap(), v.to_vec2().unwrap());
+        let rows = |t: &Tensor| t.to_vec2::<f32>().unwrap();
+        let (q, k, v) = (rows(&q), rows(&k), rows(&v));
         for i in 0..n {
             for head in 0..4 {
                 let (qc, kc) = (head * 2, head / 2 * 2);

@@ -115,7 +115,7 @@ impl CustomOp1 for Rope {
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let (n, width) = x.dims2()?;
         let dy = dy.contiguous()?;
-        tensor(self.turn(&*host(&dy)?, n, width, -1.0)?, (n, width)).map(Some)
+        tensor(self.turn(&host(&dy)?, n, width, -1.0)?, (n, width)).map(Some)
     }
 }
 

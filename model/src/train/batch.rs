@@ -47,7 +47,7 @@ impl Batch {
 }
 
 /// Splits conversations in their order into runs of at most `limit` tokens; a longer one is a run of its own.
-pub(super) fn runs<'a, T>(conversations: &'a [T], limit: usize, tokens: impl Fn(&T) -> usize) -> Vec<&'a [T]> {
+pub(super) fn runs<T>(conversations: &[T], limit: usize, tokens: impl Fn(&T) -> usize) -> Vec<&[T]> {
     let (mut runs, mut start, mut held) = (Vec::new(), 0, 0);
     for (i, one) in conversations.iter().enumerate() {
         if i > start && held + tokens(one) > limit {

@@ -150,7 +150,7 @@ fn check(spec: &TrainSpec) -> Result<(), TrainError> {
     if !rates.iter().all(|x| x.is_finite() && *x > 0.0) {
         return bad("learning rates and the gradient bound must be above zero");
     }
-    if !(0.0..1.0).contains(&spec.warmup) || !(spec.weight_decay.is_finite() && spec.weight_decay >= 0.0) {
+    if !((0.0..1.0).contains(&spec.warmup) && spec.weight_decay.is_finite() && spec.weight_decay >= 0.0) {
         return bad("warm-up must be a share below one, and weight decay must not be negative");
     }
     Ok(())
