@@ -151,10 +151,9 @@ fn ordinary_therapy_talk_is_accepted() {
     }
 }
 
-#[test]
-fn every_shape_is_told_by_its_fields() {
-    let words = "I cannot sleep and I keep turning";
-    let shapes = [
+/// Every shape in its shortest form, with the profile that must know it.
+fn shapes(words: &str) -> Vec<(&'static str, String)> {
+    vec![
         (
             "chat_messages",
             format!(
@@ -220,8 +219,12 @@ fn every_shape_is_told_by_its_fields() {
                 "1.0 0 0 {words} EOS 1.0 1 1 [Question] {words} too\n1.0 1 1 [Question] {words} too EOS 1.0 0 2 yes EOS 1.0 1 3 [Others] I see that well\n"
             ),
         ),
-    ];
-    for (key, source) in shapes {
+    ]
+}
+
+#[test]
+fn every_shape_is_told_by_its_fields() {
+    for (key, source) in shapes("I cannot sleep and I keep turning") {
         let outcome = ingest(source.as_bytes()).unwrap();
         assert_eq!((outcome.profile.as_str(), outcome.targets), (key, 1), "{outcome:?}");
     }

@@ -1,4 +1,4 @@
-//! Dataset cuts.
+//! How dataset cuts are shown.
 
 use super::table::{Side, Table, facts};
 use super::words::{count, time};

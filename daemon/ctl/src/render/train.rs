@@ -1,4 +1,4 @@
-//! Training jobs.
+//! How training jobs are shown.
 
 use super::table::facts;
 use super::words::{count, duration};
