@@ -134,6 +134,8 @@ fn start(program: &Path, socket: &Path, threads: Option<u16>) -> Result<Child, D
     if let Some(threads) = threads {
         command.arg("--threads").arg(threads.to_string());
     }
+    // candle's own pool spins while it waits and takes the cores that matrix products and answers need.
+    command.env("CANDLE_NUM_THREADS", "1");
     command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
     command.spawn().map_err(|error| DownError::Start(program.to_owned(), error))
 }
