@@ -49,10 +49,21 @@ pub fn programs(said: &mut dyn FnMut(&str)) -> anyhow::Result<&'static Programs>
     built.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
 }
 
+/// Beginnings of names that cargo sets for the program it runs.
+const OF_THE_RUNNING_PACKAGE: &[&str] =
+    &["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_", "OUT_DIR"];
+
 fn build(said: &mut dyn FnMut(&str)) -> anyhow::Result<Programs> {
     let folder = profile_folder()?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
+    // `cargo run` and `cargo test` describe the running package in the environment. Build scripts that watch those names
+    // would run again, here and in the next outer build.
+    for (name, _) in std::env::vars_os() {
+        if OF_THE_RUNNING_PACKAGE.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
     command.arg("build").arg("--manifest-path").arg(repository().join("Cargo.toml"));
     command.arg("--target-dir").arg(target_folder()?);
     command.args(["-p", "empathd", "-p", "empathd-model", "-p", "empathctl", "--bins"]);
