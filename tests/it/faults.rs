@@ -225,7 +225,7 @@ fn a_model_file_that_is_none_is_named_in_the_status() {
 fn a_full_disk_is_said_and_loses_nothing() {
     // No file of the daemon may grow beyond this many blocks of 512 bytes: enough for a store, too little for the corpus
     // again and again. The signal that would come with it is ignored, so that writes fail as they do on a full disk.
-    const LIMIT: &str = "trap '' XFSZ; ulimit -f 12288; exec \"$0\" \"$@\"";
+    const LIMIT: &str = "trap '' XFSZ; ulimit -f 7168; exec \"$0\" \"$@\"";
     let mut stage = Stage::new();
     stage.launch.wrapper = ["sh", "-c", LIMIT].map(Into::into).to_vec();
     let appliance = stage.open();
