@@ -1,5 +1,5 @@
-//! Answers: from a checked call to a stream of text. A crisis signal puts the clinic's own words before the model's. An
-//! engine that dies in mid-answer is waited for and asked again for the rest: the same request gives the same tokens.
+//! Answers: from a checked call to a stream of text. A crisis signal puts the clinic's own words before the model's, and
+//! they are said also when no engine can say more. An engine that dies in mid-answer is waited for and asked again for the rest: the same request gives the same tokens.
 //! How an answer is written to a connection is not known here.
 
 use crate::action::ChatCall;
@@ -10,7 +10,7 @@ use crate::engine::{self, Ready};
 use crate::problem::defect;
 use empathd_clinic::crisis::Level;
 use empathd_clinic::{crisis, scaffold};
-use empathd_proto::chat::{AnswerNotes, ChatRole, Model, ModelList, Usage};
+use empathd_proto::chat::{AnswerNotes, ChatRole, FinishReason, Model, ModelList, Usage};
 use empathd_proto::engine::{Finished, FromEngineBody, GenerateSpec, ToEngineBody};
 use empathd_proto::ids::RequestId;
 use empathd_proto::problem::{ErrorCode, Problem};
@@ -29,9 +29,13 @@ pub(crate) async fn answer(app: &Arc<App>, call: ChatCall) -> Result<Answer, Pro
     let busy =
         || Problem::new(ErrorCode::Busy, "As many answers as can be are under way.", "Try again in a few seconds.");
     let permit = app.answers.clone().try_acquire_owned().map_err(|_| busy())?;
-    let ready = app.engine.ready()?;
-    let model = served(&ready, &call.model)?;
     let (guard, crisis_signal) = guard(app, &call);
+    let ready = match (app.engine.ready(), &guard) {
+        (Ok(ready), _) => ready,
+        (Err(_), Some(words)) => return Ok(words_alone(app, call.model, words.clone())),
+        (Err(problem), None) => return Err(problem),
+    };
+    let model = served(&ready, &call.model)?;
     let spec = spec(app, call);
     let (events, receiver) = mpsc::channel(EVENTS_WAITING_MAX);
     let (begun, first) = oneshot::channel();
@@ -41,6 +45,19 @@ pub(crate) async fn answer(app: &Arc<App>, call: ChatCall) -> Result<Answer, Pro
     first.await.unwrap_or_else(|_| Err(defect("An answer ended without a word.")))?;
     let id = RequestId::from_bytes(app.random());
     Ok(Answer { id, model, created_s: app.clock.now_ms() / 1000, events: receiver })
+}
+
+/// An answer of the clinic's own words only, when there is no engine: a person in danger is not sent away.
+fn words_alone(app: &App, model: String, words: String) -> Answer {
+    let (events, receiver) = mpsc::channel(2);
+    let notes = AnswerNotes { adapter: None, expert_share: Vec::new(), crisis_signal: true };
+    let finished = AnswerEvent::Finished { reason: FinishReason::Stop, usage: Usage::default(), notes };
+    for event in [AnswerEvent::Text(words), finished] {
+        // The channel has room for both.
+        let _ = events.try_send(event);
+    }
+    let id = RequestId::from_bytes(app.random());
+    Answer { id, model, created_s: app.clock.now_ms() / 1000, events: receiver }
 }
 
 /// The models that answer: the base model under its own name.
@@ -198,6 +215,12 @@ impl UnderWay {
     }
 
     async fn fail(mut self, problem: Problem) {
+        let engine_failed = matches!(problem.code, ErrorCode::EngineUnavailable | ErrorCode::EngineFailed);
+        if engine_failed && self.begun.is_some() && self.guard.is_some() && self.begin().await.is_ok() {
+            let (reason, usage) = (FinishReason::Stop, Usage::default());
+            drop(self.send(AnswerEvent::Finished { reason, usage, notes: self.notes.clone() }).await);
+            return;
+        }
         match self.begun.take() {
             Some(begun) => drop(begun.send(Err(problem))),
             None => drop(self.send(AnswerEvent::Failed(problem)).await),
@@ -209,7 +232,6 @@ impl UnderWay {
 mod tests {
     use super::*;
     use crate::fixture::{Fixture, Played};
-    use empathd_proto::chat::FinishReason;
     use empathd_proto::engine::PlainMessage;
 
     fn call(text: &str) -> ChatCall {
@@ -288,6 +310,24 @@ mod tests {
         let (text, last) = answering.await.expect("no panic");
         assert!(text.contains("ring 0800 111") && text.ends_with("t0 "), "{text}");
         assert!(matches!(last, AnswerEvent::Finished { notes: AnswerNotes { crisis_signal: true, .. }, .. }));
+    }
+
+    #[tokio::test]
+    async fn a_crisis_gets_the_clinics_words_without_an_engine_too() {
+        let mut fixture = Fixture::unsealed("").await;
+        let (text, last) = collect(answer(&fixture.app, call("I want to die")).await.expect("begun")).await;
+        assert!(text.contains("988"), "{text}");
+        assert!(matches!(last, AnswerEvent::Finished { notes: AnswerNotes { crisis_signal: true, .. }, .. }));
+
+        let mut engine = fixture.connect().await;
+        let app = fixture.app.clone();
+        let answering =
+            tokio::spawn(async move { collect(answer(&app, call("I want to die")).await.expect("begun")).await });
+        let (tag, _) = asked(&mut engine).await;
+        let failure = empathd_proto::engine::EngineFailure::Internal("a test".to_owned());
+        engine.say(tag, FromEngineBody::Failed(failure)).await;
+        let (text, last) = answering.await.expect("no panic");
+        assert!(text.contains("988") && matches!(last, AnswerEvent::Finished { .. }), "{text}");
     }
 
     #[tokio::test]
