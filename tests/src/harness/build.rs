@@ -66,7 +66,12 @@ fn build(said: &mut dyn FnMut(&str)) -> anyhow::Result<Programs> {
     }
     command.arg("build").arg("--manifest-path").arg(repository().join("Cargo.toml"));
     command.arg("--target-dir").arg(target_folder()?);
-    command.args(["-p", "empathd", "-p", "empathd-model", "-p", "empathctl", "--bins"]);
+    if folder.ends_with("debug") {
+        // What `cargo test --workspace` builds, so that dependencies have the features they were just built with.
+        command.args(["--workspace", "--all-targets"]);
+    } else {
+        command.args(["-p", "empathd", "-p", "empathd-model", "-p", "empathctl", "--bins"]);
+    }
     if folder.ends_with("release") {
         command.arg("--release");
     } else if !folder.ends_with("debug") {
