@@ -10,6 +10,9 @@ mod fuzz;
 /// Taste that a machine can hold: file heads, lengths, leftovers.
 mod tidy;
 
+/// The reference model against published figures.
+mod smollm2;
+
 /// A scratch appliance with the tiny model, for the tests that need a whole one.
 mod stage;
 
