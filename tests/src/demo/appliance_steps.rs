@@ -19,7 +19,7 @@ const ENGINE_WITHIN: Duration = Duration::from_secs(120);
 /// How often training is asked how far it is.
 const TRAIN_POLL: Duration = Duration::from_millis(700);
 /// Most tokens of an answer.
-const ANSWER_TOKENS: u32 = 80;
+const ANSWER_TOKENS: u32 = 64;
 /// The question that is asked before and after training.
 const QUESTION: &str = "I lie awake until four every night, and in the morning I am sure that I will fail at work. \
                         What can I do?";
