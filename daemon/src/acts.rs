@@ -56,7 +56,11 @@ pub(crate) async fn status(app: &Arc<App>) -> Result<Acted, Problem> {
 
 pub(crate) async fn init(app: &Arc<App>, passphrase: Secret, draft: AuditDraft) -> Result<Acted, Problem> {
     let chars = passphrase.expose().chars().count();
-    if chars < PASSPHRASE_CHARS_MIN || passphrase.expose().len() > PASSPHRASE_BYTES_MAX {
+    if passphrase.expose().len() > PASSPHRASE_BYTES_MAX {
+        let detail = format!("The passphrase is longer than {PASSPHRASE_BYTES_MAX} bytes.");
+        return Err(Problem::new(ErrorCode::TooLarge, detail, "Choose a shorter one: several words are enough."));
+    }
+    if chars < PASSPHRASE_CHARS_MIN {
         let detail = format!("The passphrase has {chars} characters, at least {PASSPHRASE_CHARS_MIN} are needed.");
         return Err(Problem::new(ErrorCode::BadRequest, detail, "Choose a longer one: several words are best."));
     }
