@@ -5,7 +5,7 @@ use crate::actor::{Actor, AdminRole};
 use crate::admin::upload::{ProgressSink, Upload};
 use empathd_proto::admin::{ApiRole, TrainOptions};
 use empathd_proto::audit::{ActionKind, SignedCheckpoint};
-use empathd_proto::engine::PlainMessage;
+use empathd_proto::generate::PlainMessage;
 use empathd_proto::ids::{AdapterId, JobId};
 use empathd_proto::secret::Secret;
 

@@ -11,7 +11,8 @@ use crate::problem::defect;
 use empathd_clinic::crisis::Level;
 use empathd_clinic::{crisis, scaffold};
 use empathd_proto::chat::{AnswerNotes, ChatRole, FinishReason, Model, ModelList, Usage};
-use empathd_proto::engine::{Finished, FromEngineBody, GenerateSpec, ToEngineBody};
+use empathd_proto::engine::{FromEngineBody, ToEngineBody};
+use empathd_proto::generate::{CacheScope, CallerKey, Finished, GenerateSpec, Prompt, SamplingSpec, ServiceClass};
 use empathd_proto::ids::RequestId;
 use empathd_proto::problem::{ErrorCode, Problem};
 use std::sync::Arc;
@@ -92,12 +93,20 @@ fn spec(app: &App, call: ChatCall) -> GenerateSpec {
     let serving = &app.config.serving;
     GenerateSpec {
         adapter: app.adapters.active(),
-        messages: call.messages,
+        prompt: Prompt::Chat { messages: call.messages, tools: Vec::new() },
+        class: ServiceClass::Interactive,
+        caller: CallerKey::default(),
+        scope: CacheScope(app.random()),
+        first_token_within_ms: None,
         max_tokens: call.max_tokens.unwrap_or(serving.answer_tokens).min(serving.answer_tokens_max),
-        temperature: call.temperature,
-        top_p: call.top_p,
-        seed: call.seed.unwrap_or_else(|| u64::from_le_bytes(app.random())),
+        sampling: SamplingSpec {
+            temperature: call.temperature,
+            top_p: call.top_p,
+            seed: call.seed.unwrap_or_else(|| u64::from_le_bytes(app.random())),
+            ..SamplingSpec::greedy()
+        },
         stop: call.stop,
+        grammar: None,
         skip_tokens: 0,
     }
 }
@@ -173,7 +182,7 @@ impl UnderWay {
                 event = work.next() => event?,
             };
             match event {
-                Event::Said(FromEngineBody::Token { index, text }) if index >= self.spec.skip_tokens => {
+                Event::Said(FromEngineBody::Token { index, text, .. }) if index >= self.spec.skip_tokens => {
                     self.spec.skip_tokens = index + 1;
                     self.deliver(text).await?;
                 }
@@ -207,7 +216,7 @@ impl UnderWay {
         if self.begin().await.is_err() {
             return;
         }
-        let Finished { reason, prompt_tokens, completion_tokens, expert_share } = finished;
+        let Finished { reason, prompt_tokens, completion_tokens, expert_share, .. } = finished;
         let total_tokens = prompt_tokens.saturating_add(completion_tokens);
         let usage = Usage { prompt_tokens, completion_tokens, total_tokens };
         let notes = AnswerNotes { expert_share, ..self.notes.clone() };
@@ -232,7 +241,7 @@ impl UnderWay {
 mod tests {
     use super::*;
     use crate::fixture::{Fixture, Played};
-    use empathd_proto::engine::PlainMessage;
+    use empathd_proto::generate::{AnswerTimes, PlainMessage};
 
     fn call(text: &str) -> ChatCall {
         ChatCall {
@@ -256,13 +265,21 @@ mod tests {
 
     async fn tokens(engine: &mut Played, tag: u64, range: std::ops::Range<u32>) {
         for index in range {
-            engine.say(tag, FromEngineBody::Token { index, text: format!("t{index} ") }).await;
+            engine.say(tag, FromEngineBody::Token { index, text: format!("t{index} "), logprobs: None }).await;
         }
     }
 
     async fn finish(engine: &mut Played, tag: u64) {
-        let finished =
-            Finished { reason: FinishReason::Stop, prompt_tokens: 3, completion_tokens: 5, expert_share: Vec::new() };
+        let finished = Finished {
+            reason: FinishReason::Stop,
+            prompt_tokens: 3,
+            cached_tokens: 0,
+            completion_tokens: 5,
+            drafted_tokens: 0,
+            accepted_tokens: 0,
+            expert_share: Vec::new(),
+            times: AnswerTimes::default(),
+        };
         engine.say(tag, FromEngineBody::Finished(finished)).await;
     }
 

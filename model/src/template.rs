@@ -5,7 +5,7 @@
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use crate::train::{Encode, EncodeError, Encoded};
 use empathd_proto::chat::ChatRole;
-use empathd_proto::engine::PlainMessage;
+use empathd_proto::generate::PlainMessage;
 use minijinja::{Environment, context};
 use std::ops::Range;
 

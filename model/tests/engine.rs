@@ -3,10 +3,13 @@
 use empathd_model::tiny;
 use empathd_proto::chat::{ChatRole, FinishReason};
 use empathd_proto::engine::{
-    BlobHead, EngineFailure, EngineStatus, Evaluation, Example, Finished, FromEngine, FromEngineBody, GenerateSpec,
-    MixtureSpec, PlainMessage, ToEngine, ToEngineBody, TrainSpec,
+    BlobHead, EngineFailure, EngineStatus, Evaluation, Example, FromEngine, FromEngineBody, MixtureSpec, ServingSpec,
+    ToEngine, ToEngineBody, TrainSpec,
 };
 use empathd_proto::frame::{self, CHUNK_BYTES, HEADER_BYTES};
+use empathd_proto::generate::{
+    CacheScope, CallerKey, Finished, GenerateSpec, PlainMessage, Prompt, SamplingSpec, ServiceClass,
+};
 use empathd_proto::ids::{AdapterId, JobId};
 use empathd_proto::record::Domain;
 use empathd_proto::report::TrainReport;
@@ -68,7 +71,7 @@ impl Engine {
     fn loaded(&self) -> Daemon {
         let mut daemon = self.connect();
         let path = self.folder.path().join("tiny.gguf").display().to_string();
-        let tag = daemon.open(ToEngineBody::LoadBase { path, sha256: self.sha256 });
+        let tag = daemon.open(ToEngineBody::LoadBase { path, sha256: self.sha256, serving: ServingSpec::default() });
         match daemon.last(tag) {
             FromEngineBody::BaseLoaded(base) => assert_eq!(base.sha256, self.sha256),
             other => panic!("{other:?}"),
@@ -134,7 +137,7 @@ impl Daemon {
         let mut tokens = Vec::new();
         loop {
             match self.read().body {
-                FromEngineBody::Token { index, text } => tokens.push((index, text)),
+                FromEngineBody::Token { index, text, .. } => tokens.push((index, text)),
                 FromEngineBody::Finished(finished) => return (tokens, finished),
                 other => panic!("tag {tag}: {other:?}"),
             }
@@ -249,15 +252,26 @@ fn says(role: ChatRole, text: &str) -> PlainMessage {
     PlainMessage { role, text: text.to_owned() }
 }
 
+fn chat(text: &str) -> Prompt {
+    Prompt::Chat { messages: vec![says(ChatRole::User, text)], tools: vec![] }
+}
+
+fn sampled(seed: u64) -> SamplingSpec {
+    SamplingSpec { temperature: 1.0, top_p: 0.95, seed, ..SamplingSpec::greedy() }
+}
+
 fn spec(max_tokens: u32) -> GenerateSpec {
     GenerateSpec {
         adapter: None,
-        messages: vec![says(ChatRole::User, "how do you feel today")],
+        prompt: chat("how do you feel today"),
+        class: ServiceClass::Interactive,
+        caller: CallerKey::default(),
+        scope: CacheScope::default(),
+        first_token_within_ms: None,
         max_tokens,
-        temperature: 1.0,
-        top_p: 0.95,
-        seed: 11,
+        sampling: sampled(11),
         stop: vec![],
+        grammar: None,
         skip_tokens: 0,
     }
 }
@@ -314,11 +328,11 @@ fn an_answer_is_a_function_of_its_request_and_can_be_taken_up_again() {
     assert_eq!(finished.completion_tokens as usize, first.len());
     assert!(finished.prompt_tokens > 5 && finished.expert_share.is_empty());
     assert_eq!(daemon.generate(spec(40)), (first.clone(), finished.clone()));
-    assert_ne!(text(&daemon.generate(GenerateSpec { seed: 12, ..spec(40) }).0), text(&first));
+    assert_ne!(text(&daemon.generate(GenerateSpec { sampling: sampled(12), ..spec(40) }).0), text(&first));
     let (tail, again) = daemon.generate(GenerateSpec { skip_tokens: 6, ..spec(40) });
     assert_eq!((tail.as_slice(), again), (&first[6..], finished));
     let status = daemon.status();
-    assert!(status.kv_wiped_bytes > 0 && status.generating == 0, "{status:?}");
+    assert!(status.serving.kv_wiped_bytes > 0 && status.generating == 0, "{status:?}");
 }
 
 #[test]
@@ -338,7 +352,7 @@ fn answers_run_side_by_side_and_end_when_cancelled() {
     let engine = Engine::start();
     let mut daemon = engine.loaded();
     let alone = text(&daemon.generate(spec(30)).0);
-    let long = daemon.open(ToEngineBody::Generate(GenerateSpec { seed: 3, ..spec(450) }));
+    let long = daemon.open(ToEngineBody::Generate(GenerateSpec { sampling: sampled(3), ..spec(450) }));
     let short = daemon.open(ToEngineBody::Generate(spec(30)));
     let (mut beside, mut ended) = (String::new(), Vec::new());
     while ended.len() < 2 {
@@ -365,21 +379,28 @@ fn requests_that_cannot_be_answered_say_why() {
     let tag = daemon.open(ToEngineBody::Generate(spec(3)));
     assert_eq!(daemon.failure(tag), EngineFailure::NoBase);
     let path = engine.folder.path().join("tiny.gguf").display().to_string();
-    let tag = daemon.open(ToEngineBody::LoadBase { path, sha256: [0; 32] });
+    let tag = daemon.open(ToEngineBody::LoadBase { path, sha256: [0; 32], serving: ServingSpec::default() });
     assert!(matches!(daemon.failure(tag), EngineFailure::BadModel(words) if words.contains("SHA-256")));
-    let tag = daemon.open(ToEngineBody::LoadBase { path: "/no/such/file".to_owned(), sha256: [0; 32] });
+    let tag = daemon.open(ToEngineBody::LoadBase {
+        path: "/no/such/file".to_owned(),
+        sha256: [0; 32],
+        serving: ServingSpec::default(),
+    });
     assert!(matches!(daemon.failure(tag), EngineFailure::BadModel(_)));
 
     let mut daemon = {
         drop(daemon);
         engine.loaded()
     };
-    let long = GenerateSpec { messages: vec![says(ChatRole::User, &"word ".repeat(400))], ..spec(3) };
+    let long = GenerateSpec { prompt: chat(&"word ".repeat(400)), ..spec(3) };
     let tag = daemon.open(ToEngineBody::Generate(long));
     assert!(matches!(daemon.failure(tag), EngineFailure::PromptTooLong { tokens, limit: 511 } if tokens > 511));
     let tag = daemon.open(ToEngineBody::Generate(GenerateSpec { adapter: Some(ADAPTER), ..spec(3) }));
     assert_eq!(daemon.failure(tag), EngineFailure::UnknownAdapter(ADAPTER));
-    let tag = daemon.open(ToEngineBody::Generate(GenerateSpec { temperature: f32::NAN, ..spec(3) }));
+    let tag = daemon.open(ToEngineBody::Generate(GenerateSpec {
+        sampling: SamplingSpec { temperature: f32::NAN, ..sampled(1) },
+        ..spec(3)
+    }));
     assert!(matches!(daemon.failure(tag), EngineFailure::Protocol(_)));
     let tag = daemon.open(ToEngineBody::Go);
     assert!(matches!(daemon.failure(tag), EngineFailure::Protocol(_)));
@@ -416,13 +437,13 @@ fn a_lost_connection_ends_its_answers_and_forgets_its_adapters() {
     let engine = Engine::start();
     let mut daemon = engine.loaded();
     for seed in 0..8 {
-        daemon.open(ToEngineBody::Generate(GenerateSpec { seed, ..spec(480) }));
+        daemon.open(ToEngineBody::Generate(GenerateSpec { sampling: sampled(seed), ..spec(480) }));
     }
     assert!(matches!(daemon.read().body, FromEngineBody::Token { .. }));
     drop(daemon);
     let status = engine.connect().status();
     assert!(status.base.is_some() && status.adapters.is_empty() && status.generating == 0, "{status:?}");
-    assert!(status.kv_wiped_bytes > 0);
+    assert!(status.serving.kv_wiped_bytes > 0);
 }
 
 #[test]
@@ -510,7 +531,7 @@ fn answers_are_the_same_while_training_goes_on() {
     let begun = Instant::now();
     loop {
         match daemon.read() {
-            FromEngine { tag, body: FromEngineBody::Token { index, text } } if tag == answer => {
+            FromEngine { tag, body: FromEngineBody::Token { index, text, .. } } if tag == answer => {
                 beside.push((index, text));
             }
             FromEngine { tag, body: FromEngineBody::Finished(_) } if tag == answer => break,
@@ -535,7 +556,7 @@ fn a_training_job_stops_on_command_and_leaves_an_adapter() {
     let report = loop {
         match daemon.read().body {
             FromEngineBody::Failed(failure) => {
-                assert_eq!(failure, EngineFailure::Busy);
+                assert!(matches!(failure, EngineFailure::Busy { .. }));
                 busy = true;
             }
             FromEngineBody::Trained(report) => break report,

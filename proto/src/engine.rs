@@ -5,15 +5,17 @@
 //! exactly one *last* message: see [`FromEngineBody::is_last`].
 
 use crate::admin::bytes;
-use crate::chat::{ChatRole, FinishReason};
+use crate::generate::{Embedded, Finished, GenerateSpec, PlainMessage, ServiceClass, TokenLogprobs};
 use crate::ids::{AdapterId, JobId};
 use crate::record::Domain;
 use crate::report::{TrainProgress, TrainReport};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Most generations waiting or running in the engine at once.
+/// Most generations waiting or running in the engine at once, those of [`ServiceClass::Crisis`] apart.
 pub const MAX_GENERATIONS: usize = 64;
+/// Most generations of [`ServiceClass::Crisis`] beside them.
+pub const MAX_CRISIS_GENERATIONS: usize = 32;
 /// Largest adapter or checkpoint.
 pub const MAX_BLOB_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// Most examples of one job.
@@ -37,7 +39,20 @@ pub enum ToEngineBody {
         path: String,
         /// SHA-256 the file must have.
         sha256: [u8; 32],
+        /// How it shall answer.
+        serving: ServingSpec,
     },
+    /// Load the model of embeddings from a read-only folder.
+    LoadEmbedder {
+        /// Path of its safetensors file as the engine sees it; `config.json` and `tokenizer.json` lie beside it.
+        path: String,
+        /// SHA-256 the file must have.
+        sha256: [u8; 32],
+    },
+    /// Give the embeddings of texts; at most [`crate::generate::MAX_EMBED_TEXTS`].
+    Embed(Vec<String>),
+    /// Overwrite the keys and values of every answer that has ended.
+    ForgetPrefixes,
     /// Take an adapter generation into memory. Chunks follow.
     PutAdapter {
         /// Its name from now on.
@@ -109,6 +124,18 @@ pub enum FromEngineBody {
     },
     /// The base model is in memory.
     BaseLoaded(BaseModel),
+    /// The model of embeddings is in memory.
+    EmbedderLoaded {
+        /// Numbers of one vector.
+        width: u32,
+    },
+    /// Embeddings.
+    Embedded(Embedded),
+    /// No keys and values of ended answers are left.
+    PrefixesForgotten {
+        /// Bytes overwritten for it.
+        wiped_bytes: u64,
+    },
     /// The adapter is in memory.
     AdapterReady,
     /// The adapter is gone.
@@ -119,6 +146,8 @@ pub enum FromEngineBody {
         index: u32,
         /// Text that became complete with it; may be empty inside a character.
         text: String,
+        /// Probabilities, when they were asked for.
+        logprobs: Option<Box<TokenLogprobs>>,
     },
     /// The answer is complete.
     Finished(Finished),
@@ -155,6 +184,9 @@ impl FromEngineBody {
         matches!(
             self,
             Self::BaseLoaded(_)
+                | Self::EmbedderLoaded { .. }
+                | Self::Embedded(_)
+                | Self::PrefixesForgotten { .. }
                 | Self::AdapterReady
                 | Self::AdapterDropped
                 | Self::Finished(_)
@@ -179,61 +211,6 @@ pub struct BaseModel {
     pub context: u32,
     /// SHA-256 of its file.
     pub sha256: [u8; 32],
-}
-
-/// What to answer and how.
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
-pub struct GenerateSpec {
-    /// With which generation; the plain base model when absent.
-    pub adapter: Option<AdapterId>,
-    /// The conversation; the model's own chat template is applied.
-    pub messages: Vec<PlainMessage>,
-    /// Most tokens of the answer.
-    pub max_tokens: u32,
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// In (0, 1].
-    pub top_p: f32,
-    /// Same seed and request, same answer: token `i` draws from a counter, not from a stream.
-    pub seed: u64,
-    /// Strings that end the answer; they are not part of it.
-    pub stop: Vec<String>,
-    /// Tokens of the answer the daemon already has from a lost engine. They are generated again and not sent.
-    pub skip_tokens: u32,
-}
-
-impl std::fmt::Debug for GenerateSpec {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "GenerateSpec({} messages, max_tokens {})", self.messages.len(), self.max_tokens)
-    }
-}
-
-/// One message of a conversation.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlainMessage {
-    /// Who it is from.
-    pub role: ChatRole,
-    /// Its text.
-    pub text: String,
-}
-
-impl std::fmt::Debug for PlainMessage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PlainMessage({}, {} bytes)", self.role.as_str(), self.text.len())
-    }
-}
-
-/// How an answer ended.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Finished {
-    /// Why.
-    pub reason: FinishReason,
-    /// Tokens of the prompt.
-    pub prompt_tokens: u32,
-    /// Tokens of the answer.
-    pub completion_tokens: u32,
-    /// Share of routed weight each expert had in this answer; empty for the plain base model.
-    pub expert_share: Vec<f32>,
 }
 
 /// One training or evaluation example: a de-identified conversation.
@@ -325,8 +302,90 @@ pub struct EngineStatus {
     pub generating: u32,
     /// Whether a training job runs.
     pub training: bool,
-    /// Bytes of key-value memory overwritten since start.
+    /// Whether a model of embeddings is in memory.
+    pub embedder: bool,
+    /// How answers are served.
+    pub serving: ServingStatus,
+}
+
+/// How the base model shall answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServingSpec {
+    /// Which code computes.
+    pub path: ComputePath,
+    /// Memory for keys and values in MiB.
+    pub kv_mib: u32,
+    /// Longest context in tokens; the model's own when absent.
+    pub context: Option<u32>,
+    /// Stretching of rotary positions; the model's own when absent.
+    pub rope: Option<RopeSpec>,
+    /// Propose tokens by lookup in the text before them.
+    pub drafting: bool,
+    /// Keep keys and values of ended answers for the next one of the same scope.
+    pub prefix_cache: bool,
+}
+
+impl Default for ServingSpec {
+    fn default() -> Self {
+        Self { path: ComputePath::Packed, kv_mib: 1024, context: None, rope: None, drafting: true, prefix_cache: true }
+    }
+}
+
+/// Which code computes answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ComputePath {
+    /// Packed weights and own kernels; on the processor only.
+    Packed,
+    /// Plain f32 tensors, on whatever device there is. Slower; what the other is compared with.
+    Reference,
+}
+
+/// Stretching of rotary positions beyond the trained context.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum RopeSpec {
+    /// Every position divided by the factor.
+    Linear {
+        /// How many times longer.
+        factor: f32,
+    },
+    /// YaRN (Peng et al. 2023): high frequencies kept, low ones divided, a ramp between, logits rescaled.
+    Yarn {
+        /// How many times longer.
+        factor: f32,
+        /// Context of the original training, tokens.
+        original_context: u32,
+    },
+}
+
+/// How answers are served, since the start of the engine where nothing else is said.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServingStatus {
+    /// Whether a step was taken with this base model.
+    pub warm: bool,
+    /// Milliseconds since the last step, 0 when there was none.
+    pub last_step_age_ms: u64,
+    /// Steps taken.
+    pub steps: u64,
+    /// Answers that have their keys and values in memory now.
+    pub running: u32,
+    /// Answers that wait now, by class in the order of [`ServiceClass::ALL`].
+    pub waiting: [u32; ServiceClass::ALL.len()],
+    /// Answers refused at arrival, by class.
+    pub refused: [u64; ServiceClass::ALL.len()],
+    /// Answers that came too late for their deadline.
+    pub late: u64,
+    /// Tokens of keys and values in use now, and for how many there is room.
+    pub kv_tokens: (u64, u64),
+    /// Prompt tokens looked up among those in memory, and found.
+    pub prefix_tokens: (u64, u64),
+    /// Tokens proposed by lookup, and taken.
+    pub draft_tokens: (u64, u64),
+    /// Bytes of key-value memory overwritten.
     pub kv_wiped_bytes: u64,
+    /// Times each expert of the adapter in use was chosen, over tokens and layers.
+    pub expert_chosen: Vec<u64>,
+    /// Steps that cancelled answers went on for after their cancellation arrived, at most.
+    pub cancel_steps_max: u32,
 }
 
 /// Why a work failed. No variant can hold text of a conversation.
@@ -352,9 +411,18 @@ pub enum EngineFailure {
         /// Largest possible.
         limit: u32,
     },
-    /// A bound of [`MAX_GENERATIONS`] or one training job is reached.
+    /// A bound on waiting works is reached.
     #[error("the engine has too much work waiting")]
-    Busy,
+    Busy {
+        /// When there will be room, by the measured speed.
+        retry_after_ms: u32,
+    },
+    /// The first token would have come after its deadline.
+    #[error("the answer would come too late")]
+    Late,
+    /// A request that this engine cannot honour; the words name the field and quote nothing.
+    #[error("{0}")]
+    Refused(String),
     /// Messages came in an order that makes no sense.
     #[error("protocol: {0}")]
     Protocol(String),

@@ -4,6 +4,7 @@
 //!
 //! Reading order: [`ids`] and [`problem`] (nouns and errors), [`record`] (what a clinic's conversation becomes),
 //! [`frame`] (how a message travels on a Unix socket), [`admin`] and [`engine`] (the two closed conversations),
+//! [`generate`] (what is asked of the engine for one answer),
 //! [`chat`] (the OpenAI face), [`audit`] (what happened, provably).
 
 pub mod ids;
@@ -18,6 +19,7 @@ pub mod frame;
 pub mod admin;
 pub mod chat;
 pub mod engine;
+pub mod generate;
 
 pub mod audit;
 

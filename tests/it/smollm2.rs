@@ -6,7 +6,7 @@ use empathd_model::gguf;
 use empathd_model::infer::Model;
 use empathd_model::tokenizer::Tokenizer;
 use empathd_proto::chat::ChatRole;
-use empathd_proto::engine::PlainMessage;
+use empathd_proto::generate::PlainMessage;
 use empathd_tests::harness::model;
 use serde_json::Value;
 use std::io::Write;

@@ -113,7 +113,8 @@ pub fn failed(failure: &EngineFailure) -> Problem {
         EngineFailure::PromptTooLong { .. } => {
             (ErrorCode::PromptTooLong, "Send fewer or shorter messages, or ask for fewer tokens.")
         }
-        EngineFailure::Busy => (ErrorCode::Busy, "Try again in a few seconds."),
+        EngineFailure::Busy { .. } | EngineFailure::Late => (ErrorCode::Busy, "Try again in a few seconds."),
+        EngineFailure::Refused(_) => (ErrorCode::BadRequest, "Change what is named and ask again."),
         EngineFailure::BadJob(_) => (ErrorCode::Conflict, "Ingest more records, then cut a new dataset."),
         EngineFailure::UnknownAdapter(_)
         | EngineFailure::Protocol(_)

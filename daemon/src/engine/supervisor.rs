@@ -4,7 +4,7 @@
 use super::link::{Event, Link, LinkError, Lost};
 use super::{Ready, View};
 use crate::model_file::ModelFile;
-use empathd_proto::engine::{BaseModel, EngineFailure, FromEngineBody, ToEngineBody};
+use empathd_proto::engine::{BaseModel, EngineFailure, FromEngineBody, ServingSpec, ToEngineBody};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -158,7 +158,7 @@ async fn connect_to_child(child: &mut Child, socket: &Path) -> Result<UnixStream
 async fn load(link: &Arc<Link>, model: &ModelFile) -> Result<BaseModel, DownError> {
     let (path, sha256) = model.locate().await?;
     let path = path.to_string_lossy().into_owned();
-    let mut work = link.begin(ToEngineBody::LoadBase { path, sha256 }, 4).await?;
+    let mut work = link.begin(ToEngineBody::LoadBase { path, sha256, serving: ServingSpec::default() }, 4).await?;
     loop {
         match work.next().await? {
             Event::Said(FromEngineBody::BaseLoaded(base)) => return Ok(base),

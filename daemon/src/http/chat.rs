@@ -13,7 +13,7 @@ use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 use empathd_proto::chat::{ChatCompletion, ChatMessage, ChatRequest, ChatRole, Choice, Content, Stop};
-use empathd_proto::engine::PlainMessage;
+use empathd_proto::generate::PlainMessage;
 use empathd_proto::{ErrorCode, Problem};
 use hyper::Request;
 use hyper::header::{CONTENT_TYPE, HeaderValue};

@@ -2,7 +2,8 @@
 //! the engine does with an example is not known here.
 
 use empathd_proto::chat::ChatRole;
-use empathd_proto::engine::{Example, PlainMessage};
+use empathd_proto::engine::Example;
+use empathd_proto::generate::PlainMessage;
 use empathd_proto::record::{Domain, Record, Speaker};
 use std::collections::BTreeMap;
 

@@ -59,7 +59,7 @@ impl Order {
             }
         };
         if let Some(token) = token {
-            works.say(self.tag, FromEngineBody::Token { index: token.index, text: token.text })?;
+            works.say(self.tag, FromEngineBody::Token { index: token.index, text: token.text, logprobs: None })?;
         }
         match end {
             None => Ok(true),

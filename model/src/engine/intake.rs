@@ -10,9 +10,10 @@ use super::works::{CancelFlag, Kind, Works};
 use crate::adapter::Mixture;
 use crate::infer::{Generation, Model, Plan, Sampling};
 use empathd_proto::engine::{
-    BlobHead, EngineFailure, EngineStatus, Example, FromEngineBody, GenerateSpec, MAX_EXAMPLES, MAX_GENERATIONS,
+    BlobHead, EngineFailure, EngineStatus, Example, FromEngineBody, MAX_EXAMPLES, MAX_GENERATIONS, ServingStatus,
     ToEngine, ToEngineBody, TrainSpec,
 };
+use empathd_proto::generate::{GenerateSpec, MAX_STOPS, Prompt};
 use empathd_proto::ids::AdapterId;
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,8 +29,8 @@ const MAX_EVALUATIONS: usize = 4;
 pub(super) const MAX_JOBS: usize = MAX_EVALUATIONS + 1;
 /// Most text of the examples of one job.
 const MAX_EXAMPLE_BYTES: usize = 2 * 1024 * 1024 * 1024;
-/// Most stop strings of an answer.
-const MAX_STOPS: usize = 16;
+/// When to ask again for something that is not an answer.
+const RETRY_AFTER_MS: u32 = 1_000;
 /// Ended tags whose parts may still be on their way.
 const MAX_ENDED: usize = 256;
 
@@ -79,7 +80,7 @@ impl<'a> Intake<'a> {
 
     fn dispatch(&mut self, tag: u64, body: ToEngineBody) -> Outcome {
         match body {
-            ToEngineBody::LoadBase { path, sha256 } => {
+            ToEngineBody::LoadBase { path, sha256, serving: _ } => {
                 self.begin(tag, Kind::Prompt)?;
                 self.load_base(tag, &path, sha256)
             }
@@ -96,6 +97,9 @@ impl<'a> Intake<'a> {
             ToEngineBody::Status => {
                 self.begin(tag, Kind::Prompt)?;
                 self.answer(tag, FromEngineBody::Status(self.status()))
+            }
+            ToEngineBody::LoadEmbedder { .. } | ToEngineBody::Embed(_) | ToEngineBody::ForgetPrefixes => {
+                Err(EngineFailure::Refused("embeddings are not possible".to_owned()))
             }
             part @ (ToEngineBody::Examples(_)
             | ToEngineBody::Resume { .. }
@@ -147,7 +151,7 @@ impl<'a> Intake<'a> {
 
     fn gather(&mut self, tag: u64, flag: CancelFlag, work: Gathering) -> Outcome {
         if self.gathering.len() >= MAX_GATHERING {
-            return Err(EngineFailure::Busy);
+            return Err(EngineFailure::Busy { retry_after_ms: RETRY_AFTER_MS });
         }
         self.gathering.insert(tag, (flag, work));
         Ok(())
@@ -157,11 +161,14 @@ impl<'a> Intake<'a> {
         let busy = self.works.count(Kind::Answer) >= MAX_GENERATIONS;
         let cancel = self.begin(tag, Kind::Answer)?;
         if busy {
-            return Err(EngineFailure::Busy);
+            return Err(EngineFailure::Busy { retry_after_ms: RETRY_AFTER_MS });
         }
         let model = self.base()?;
         let mixture = self.mixture(spec.adapter)?;
-        let prompt = model.format.prompt(&spec.messages).map_err(|error| protocol(&error.to_string()))?;
+        let Prompt::Chat { messages, .. } = &spec.prompt else {
+            return Err(EngineFailure::Refused("a prompt without messages is not possible".to_owned()));
+        };
+        let prompt = model.format.prompt(messages).map_err(|error| protocol(&error.to_string()))?;
         let generation = Generation::new(model, mixture, prompt, plan(spec)?).map_err(executor::failure)?;
         self.orders
             .send(Order { tag, generation, cancel })
@@ -180,7 +187,7 @@ impl<'a> Intake<'a> {
         let busy = self.works.count(Kind::Training) > 0;
         let flag = self.begin(tag, Kind::Training)?;
         if busy {
-            return Err(EngineFailure::Busy);
+            return Err(EngineFailure::Busy { retry_after_ms: RETRY_AFTER_MS });
         }
         self.gather_job(tag, flag, Task::Train { spec, resume: None })
     }
@@ -189,7 +196,7 @@ impl<'a> Intake<'a> {
         let busy = self.works.count(Kind::Evaluation) >= MAX_EVALUATIONS;
         let flag = self.begin(tag, Kind::Evaluation)?;
         if busy {
-            return Err(EngineFailure::Busy);
+            return Err(EngineFailure::Busy { retry_after_ms: RETRY_AFTER_MS });
         }
         let mixture = self.mixture(adapter)?;
         let seq_len = usize::try_from(seq_len).map_err(|_| protocol("seq_len is too large"))?;
@@ -236,7 +243,7 @@ impl<'a> Intake<'a> {
         let mixture = Mixture::from_bytes(&blob.into_bytes(), model.backbone.config(), model.facts.sha256)
             .map_err(|error| EngineFailure::BadAdapter(error.to_string()))?;
         if !self.state.put_adapter(id, mixture) {
-            return Err(EngineFailure::Busy);
+            return Err(EngineFailure::Busy { retry_after_ms: RETRY_AFTER_MS });
         }
         self.answer(tag, FromEngineBody::AdapterReady)
     }
@@ -267,7 +274,8 @@ impl<'a> Intake<'a> {
             adapters: self.state.adapters(),
             generating: u32::try_from(self.works.count(Kind::Answer)).unwrap_or(u32::MAX),
             training: self.works.count(Kind::Training) > 0,
-            kv_wiped_bytes: self.state.kv_wiped_bytes(),
+            embedder: false,
+            serving: ServingStatus { kv_wiped_bytes: self.state.kv_wiped_bytes(), ..ServingStatus::default() },
         }
     }
 }
@@ -286,10 +294,11 @@ impl Examples {
 
 /// The plan of an answer, when its numbers are within their ranges.
 fn plan(spec: GenerateSpec) -> Result<Plan, EngineFailure> {
-    if !(spec.temperature.is_finite() && spec.temperature >= 0.0) {
+    let sampling = spec.sampling;
+    if !(sampling.temperature.is_finite() && sampling.temperature >= 0.0) {
         return Err(protocol("temperature must be a number from 0 on"));
     }
-    if !(spec.top_p > 0.0 && spec.top_p <= 1.0) {
+    if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
         return Err(protocol("top_p must be in (0, 1]"));
     }
     if spec.stop.len() > MAX_STOPS {
@@ -298,7 +307,7 @@ fn plan(spec: GenerateSpec) -> Result<Plan, EngineFailure> {
     Ok(Plan {
         max_tokens: spec.max_tokens,
         skip_tokens: spec.skip_tokens,
-        sampling: Sampling { temperature: spec.temperature, top_p: spec.top_p, seed: spec.seed },
+        sampling: Sampling { temperature: sampling.temperature, top_p: sampling.top_p, seed: sampling.seed },
         stop: spec.stop,
     })
 }

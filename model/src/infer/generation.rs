@@ -8,7 +8,7 @@ use super::text::{Pushed, TextStream};
 use crate::adapter::{ExpertLoad, Mixture};
 use crate::backbone::KvCache;
 use empathd_proto::chat::FinishReason;
-use empathd_proto::engine::Finished;
+use empathd_proto::generate::{AnswerTimes, Finished};
 use std::sync::Arc;
 use zeroize::Zeroize;
 
@@ -168,8 +168,12 @@ impl Generation {
         Finished {
             reason,
             prompt_tokens: count(self.prompt.len()),
+            cached_tokens: 0,
             completion_tokens: self.made,
+            drafted_tokens: 0,
+            accepted_tokens: 0,
             expert_share: self.load.shares(),
+            times: AnswerTimes::default(),
         }
     }
 

@@ -27,7 +27,8 @@ pub use segment::{RouterPlan, Work};
 
 use crate::adapter::{AdapterError, Mixture};
 use crate::backbone::Backbone;
-use empathd_proto::engine::{Example, PlainMessage, TrainSpec};
+use empathd_proto::engine::{Example, TrainSpec};
+use empathd_proto::generate::PlainMessage;
 use empathd_proto::report::{TrainProgress, TrainReport};
 use labels::Labels;
 use prepare::prepare;

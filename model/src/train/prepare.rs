@@ -2,7 +2,8 @@
 
 use super::{Encode, Encoded, TrainError};
 use empathd_proto::chat::ChatRole;
-use empathd_proto::engine::{Example, PlainMessage};
+use empathd_proto::engine::Example;
+use empathd_proto::generate::PlainMessage;
 use empathd_proto::record::Domain;
 
 /// An example in tokens, at least one of them a target.
