@@ -1,6 +1,7 @@
 //! Answers: a base model ready to answer, and one answer under way from its prompt to its last token. Refuses to know
 //! sockets, threads and who asks.
 
+pub mod compute;
 mod generation;
 mod model;
 mod sample;
