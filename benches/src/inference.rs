@@ -6,6 +6,7 @@ use candle_core::Device;
 use empathd_model::backbone::{Backbone, KvCache};
 use empathd_model::gguf;
 use empathd_model::infer::{Model, PREFILL_TOKENS};
+use empathd_proto::engine::ServingSpec;
 use empathd_tests::harness::model;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -32,10 +33,11 @@ pub(crate) fn measure(options: &Options) -> anyhow::Result<Figures> {
     };
     let began = Instant::now();
     let sha256 = gguf::open(&path)?.sha256()?;
-    let model = Model::open(&path, sha256, &Device::Cpu).with_context(|| format!("cannot load {}", path.display()))?;
+    let model = Model::open(&path, sha256, &Device::Cpu, &ServingSpec::default(), 2)
+        .with_context(|| format!("cannot load {}", path.display()))?;
     let mut figures = Figures::new();
     figures.insert("load_s".into(), rounded(began.elapsed().as_secs_f64()));
-    let backbone = &model.backbone;
+    let backbone = &model.backbone()?;
     for depth in DEPTHS.into_iter().filter(|depth| depth + ANSWER_TOKENS <= backbone.config().context) {
         let ids = ids(depth, backbone.config().vocab);
         let seconds = best_of_s(RUNS, || prefill(backbone, &ids).map(drop))?;
@@ -58,7 +60,7 @@ fn ids(count: usize, vocab: usize) -> Vec<u32> {
 
 /// Reads a prompt in the pieces in which the engine reads it.
 fn prefill(backbone: &Backbone, ids: &[u32]) -> candle_core::Result<KvCache> {
-    let mut cache = KvCache::new(backbone.config());
+    let mut cache = KvCache::new(backbone.config(), backbone.device());
     for piece in ids.chunks(PREFILL_TOKENS) {
         backbone.forward(piece, &mut cache, None, None)?;
     }

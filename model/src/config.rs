@@ -1,5 +1,7 @@
 //! The shape of a Llama-family model as its own metadata states it. Knows numbers only: neither files nor tensors.
 
+use std::sync::Arc;
+
 /// Which family's small differences apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
@@ -24,7 +26,7 @@ impl Architecture {
 }
 
 /// How rotary frequencies are stretched for contexts beyond the trained one.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     /// As trained.
     None,
@@ -33,6 +35,15 @@ pub enum RopeScaling {
         /// How many times longer.
         factor: f32,
     },
+    /// YaRN (Peng et al. 2023): pairs that turn fast are kept, slow ones divided, a ramp between, scores sharpened.
+    Yarn {
+        /// How many times longer.
+        factor: f32,
+        /// Context of the original training, tokens.
+        original_context: usize,
+    },
+    /// The rate of each pair divided by its own number, as `rope_freqs.weight` of a GGUF file says.
+    Divided(Arc<[f32]>),
     /// Llama 3.1: low frequencies divided, high ones kept, a ramp between.
     Llama3 {
         /// How many times longer.
@@ -45,6 +56,9 @@ pub enum RopeScaling {
         original_context: usize,
     },
 }
+
+/// Most times that a context may be stretched.
+pub const MAX_STRETCH: f32 = 1024.0;
 
 /// The shape of a model. Widths are in numbers per token, lengths in tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,7 +127,21 @@ impl BackboneConfig {
         if !(self.rms_eps > 0.0 && self.rms_eps < 1.0 && self.rope_theta > 1.0) {
             return Err(ConfigError("the norm's epsilon or the rotary base is out of range"));
         }
-        Ok(())
+        self.check_scaling()
+    }
+
+    fn check_scaling(&self) -> Result<(), ConfigError> {
+        let sane = |factor: f32| (1.0..=MAX_STRETCH).contains(&factor);
+        let fits = match &self.rope_scaling {
+            RopeScaling::None => true,
+            RopeScaling::Linear { factor } => sane(*factor),
+            RopeScaling::Yarn { factor, original_context } => sane(*factor) && *original_context > 0,
+            RopeScaling::Divided(by) => by.len() == self.head_dim / 2 && by.iter().all(|d| sane(*d)),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                sane(*factor) && *low_freq_factor > 0.0 && high_freq_factor > low_freq_factor && *original_context > 0
+            }
+        };
+        if fits { Ok(()) } else { Err(ConfigError("the stretching of rotary positions is out of range")) }
     }
 }
 

@@ -12,6 +12,7 @@ pub struct KvCache {
     len: usize,
     capacity: usize,
     context: usize,
+    device: Device,
     wiped_bytes: u64,
 }
 
@@ -22,10 +23,11 @@ pub(crate) struct LayerCache {
 }
 
 impl KvCache {
-    /// An empty one. It grows with what is put in, up to the model's context.
+    /// An empty one on a device. It grows with what is put in, up to the model's context.
     #[must_use]
-    pub const fn new(config: &BackboneConfig) -> Self {
-        Self { layers: Vec::new(), len: 0, capacity: 0, context: config.context, wiped_bytes: 0 }
+    pub fn new(config: &BackboneConfig, device: &Device) -> Self {
+        let device = device.clone();
+        Self { layers: Vec::new(), len: 0, capacity: 0, context: config.context, device, wiped_bytes: 0 }
     }
 
     /// Tokens in it.
@@ -50,6 +52,39 @@ impl KvCache {
         std::mem::take(&mut self.wiped_bytes)
     }
 
+    /// Forgets the tokens behind the first `len` and overwrites them; the bytes overwritten.
+    ///
+    /// # Errors
+    /// A tensor operation failed.
+    pub fn truncate(&mut self, len: usize) -> Result<u64> {
+        let gone = self.len.saturating_sub(len);
+        if gone == 0 {
+            return Ok(0);
+        }
+        let mut bytes = 0;
+        for layer in &self.layers {
+            bytes += layer.zero_rows(len, gone)?;
+        }
+        self.len = len;
+        Ok(bytes)
+    }
+
+    /// Appends the first `len` tokens of another cache of the same model to this one, which must be empty.
+    ///
+    /// # Errors
+    /// This one is not empty, the other one is shorter, or a tensor operation failed.
+    pub fn copy_prefix(&mut self, other: &Self, len: usize, config: &BackboneConfig) -> Result<()> {
+        if self.len > 0 || len > other.len {
+            bail!("{len} tokens cannot be copied from {} onto {}", other.len, self.len)
+        }
+        self.reserve(len, config)?;
+        for (mine, theirs) in self.layers.iter().zip(&other.layers) {
+            mine.copy(theirs, len)?;
+        }
+        self.len = len;
+        Ok(())
+    }
+
     /// Makes room for `count` more tokens.
     ///
     /// # Errors
@@ -63,7 +98,7 @@ impl KvCache {
             return Ok(());
         }
         let rows = needed.max(2 * self.capacity).next_multiple_of(GROWTH).min(self.context);
-        let fresh = || LayerCache::zeros(rows, config.kv_width());
+        let fresh = || LayerCache::zeros(rows, config.kv_width(), &self.device);
         let grown: Vec<LayerCache> = (0..config.layers).map(|_| fresh()).collect::<Result<_>>()?;
         for (old, new) in self.layers.iter().zip(&grown) {
             new.copy(old, self.len)?;
@@ -91,8 +126,8 @@ impl Drop for KvCache {
 }
 
 impl LayerCache {
-    fn zeros(rows: usize, width: usize) -> Result<Self> {
-        let zeros = || Tensor::zeros((rows, width), DType::F32, &Device::Cpu);
+    fn zeros(rows: usize, width: usize, device: &Device) -> Result<Self> {
+        let zeros = || Tensor::zeros((rows, width), DType::F32, device);
         Ok(Self { keys: zeros()?, values: zeros()? })
     }
 
@@ -113,6 +148,14 @@ impl LayerCache {
         Ok((self.keys.narrow(0, 0, all)?, self.values.narrow(0, 0, all)?))
     }
 
+    /// Overwrites `count` rows from `start` on; their bytes.
+    fn zero_rows(&self, start: usize, count: usize) -> Result<u64> {
+        let zeros = Tensor::zeros((count, self.keys.dim(1)?), DType::F32, self.keys.device())?;
+        self.keys.slice_set(&zeros, 0, start)?;
+        self.values.slice_set(&zeros, 0, start)?;
+        Ok((2 * zeros.elem_count() * size_of::<f32>()) as u64)
+    }
+
     /// Overwrites both buffers; their bytes. Filling an own f32 buffer with zeros cannot fail; a failure counts nothing.
     fn zero(&self) -> u64 {
         let zero = |t: &Tensor| t.zero_set().map_or(0, |()| t.elem_count() * size_of::<f32>());
@@ -128,7 +171,7 @@ mod tests {
     #[test]
     fn outgrown_and_live_buffers_are_overwritten() {
         let config = BackboneConfig { context: 1024, ..tiny() };
-        let mut cache = KvCache::new(&config);
+        let mut cache = KvCache::new(&config, &Device::Cpu);
         let ones = Tensor::ones((5, config.kv_width()), DType::F32, &Device::Cpu).unwrap();
         cache.reserve(5, &config).unwrap();
         let old = cache.layers[0].keys.clone();

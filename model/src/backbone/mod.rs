@@ -12,7 +12,7 @@ use crate::config::BackboneConfig;
 use crate::ops::{RopeTable, frozen_linear, rms_norm};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use layer::{Layer, Shared};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// Where a weight comes from: asked by Hugging Face name and shape.
 pub type Weights<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'a;
@@ -21,6 +21,18 @@ pub type Weights<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'a;
 #[derive(Clone)]
 pub struct Backbone {
     inner: Arc<Inner>,
+}
+
+/// A way back to a backbone that does not keep it in memory.
+#[derive(Default)]
+pub struct WeakBackbone(Weak<Inner>);
+
+impl WeakBackbone {
+    /// The backbone, when somebody still has it.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Backbone> {
+        self.0.upgrade().map(|inner| Backbone { inner })
+    }
 }
 
 struct Inner {
@@ -61,6 +73,18 @@ impl Backbone {
         &self.inner.config
     }
 
+    /// A way back to it that does not keep it in memory.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakBackbone {
+        WeakBackbone(Arc::downgrade(&self.inner))
+    }
+
+    /// Where it computes.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        self.inner.embedding.device()
+    }
+
     /// Number of frozen weights.
     #[must_use]
     pub fn parameters(&self) -> u64 {
@@ -79,8 +103,24 @@ impl Backbone {
         ids: &[u32],
         cache: &mut KvCache,
         mixture: Option<&Mixture>,
-        mut load: Option<&mut ExpertLoad>,
+        load: Option<&mut ExpertLoad>,
     ) -> Result<Vec<f32>> {
+        self.extend(ids, cache, mixture, load, 1)?.flatten_all()?.to_vec1()
+    }
+
+    /// Appends `ids` to the cache and gives the logits `[tail, vocab]` of the last `tail` of them. Counts routing into
+    /// `load`.
+    ///
+    /// # Errors
+    /// The context is exceeded, an id is outside the vocabulary, or a tensor operation failed.
+    pub fn extend(
+        &self,
+        ids: &[u32],
+        cache: &mut KvCache,
+        mixture: Option<&Mixture>,
+        mut load: Option<&mut ExpertLoad>,
+        tail: usize,
+    ) -> Result<Tensor> {
         let mut x = self.embed(ids)?;
         cache.reserve(ids.len(), self.config())?;
         let pass = Pass::continued(cache.len(), ids.len());
@@ -94,8 +134,11 @@ impl Backbone {
             x = next;
         }
         cache.advance(ids.len());
-        let last = x.narrow(0, ids.len() - 1, 1)?;
-        frozen_linear(&self.normed(&last)?, &self.inner.head)?.flatten_all()?.to_vec1()
+        if tail == 0 {
+            return Tensor::zeros((0, self.config().vocab), DType::F32, &Device::Cpu);
+        }
+        let last = x.narrow(0, ids.len() - tail, tail)?;
+        frozen_linear(&self.normed(&last)?, &self.inner.head)
     }
 
     /// Logits `[T, vocab]` of every position, without a cache.
@@ -191,7 +234,7 @@ pub(crate) mod tests {
         let ids = [3u32, 17, 9, 28, 0, 5, 11];
         for mixture in [None, Some(&mixture)] {
             let whole = base.logits_all(&ids, mixture).unwrap().to_vec2::<f32>().unwrap();
-            let mut cache = KvCache::new(base.config());
+            let mut cache = KvCache::new(base.config(), &Device::Cpu);
             let mut load = ExpertLoad::default();
             assert!(close(&base.forward(&ids[..4], &mut cache, mixture, Some(&mut load)).unwrap(), &whole[3]));
             for (i, id) in ids.iter().enumerate().skip(4) {
@@ -217,7 +260,7 @@ pub(crate) mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let base = random_backbone(tiny(), 1);
-        let mut cache = KvCache::new(base.config());
+        let mut cache = KvCache::new(base.config(), &Device::Cpu);
         assert!(base.forward(&[], &mut cache, None, None).is_err());
         assert!(base.forward(&[29], &mut cache, None, None).is_err());
         assert!(base.forward(&[1; 65], &mut cache, None, None).is_err());

@@ -10,8 +10,8 @@ use super::works::{CancelFlag, Kind, Works};
 use crate::adapter::Mixture;
 use crate::infer::{Generation, Model, Plan, Sampling};
 use empathd_proto::engine::{
-    BlobHead, EngineFailure, EngineStatus, Example, FromEngineBody, MAX_EXAMPLES, MAX_GENERATIONS, ServingStatus,
-    ToEngine, ToEngineBody, TrainSpec,
+    BlobHead, EngineFailure, EngineStatus, Example, FromEngineBody, MAX_EXAMPLES, MAX_GENERATIONS, ServingSpec,
+    ServingStatus, ToEngine, ToEngineBody, TrainSpec,
 };
 use empathd_proto::generate::{GenerateSpec, MAX_STOPS, Prompt};
 use empathd_proto::ids::AdapterId;
@@ -80,9 +80,9 @@ impl<'a> Intake<'a> {
 
     fn dispatch(&mut self, tag: u64, body: ToEngineBody) -> Outcome {
         match body {
-            ToEngineBody::LoadBase { path, sha256, serving: _ } => {
+            ToEngineBody::LoadBase { path, sha256, serving } => {
                 self.begin(tag, Kind::Prompt)?;
-                self.load_base(tag, &path, sha256)
+                self.load_base(tag, &path, sha256, &serving)
             }
             ToEngineBody::PutAdapter { adapter, blob } => self.put_adapter(tag, adapter, blob),
             ToEngineBody::DropAdapter { adapter } => {
@@ -127,13 +127,14 @@ impl<'a> Intake<'a> {
         found.transpose()
     }
 
-    fn load_base(&self, tag: u64, path: &str, sha256: [u8; 32]) -> Outcome {
+    fn load_base(&self, tag: u64, path: &str, sha256: [u8; 32], serving: &ServingSpec) -> Outcome {
         let loaded = self.state.base().filter(|model| model.facts.sha256 == sha256);
         let model = match loaded {
             Some(model) => model,
             None => {
                 self.state.set_base(None);
-                let model = Model::open(Path::new(path), sha256, &self.state.device);
+                let model =
+                    Model::open(Path::new(path), sha256, &self.state.device, serving, rayon::current_num_threads());
                 let model = Arc::new(model.map_err(|error| EngineFailure::BadModel(error.to_string()))?);
                 self.state.set_base(Some(Arc::clone(&model)));
                 model
@@ -240,7 +241,7 @@ impl<'a> Intake<'a> {
     fn keep_adapter(&mut self, tag: u64) -> Outcome {
         let Some((_, Gathering::Adapter { id, blob })) = self.gathering.remove(&tag) else { return Ok(()) };
         let model = self.base()?;
-        let mixture = Mixture::from_bytes(&blob.into_bytes(), model.backbone.config(), model.facts.sha256)
+        let mixture = Mixture::from_bytes(&blob.into_bytes(), model.config(), model.facts.sha256)
             .map_err(|error| EngineFailure::BadAdapter(error.to_string()))?;
         if !self.state.put_adapter(id, mixture) {
             return Err(EngineFailure::Busy { retry_after_ms: RETRY_AFTER_MS });

@@ -4,6 +4,7 @@
 use super::state::State;
 use super::works::{CancelFlag, Works};
 use crate::adapter::Mixture;
+use crate::backbone::Backbone;
 use crate::infer::Model;
 use crate::train::{self, Observer, TrainError, Trained};
 use empathd_proto::engine::{EngineFailure, Example, FromEngineBody, TrainSpec};
@@ -63,7 +64,8 @@ impl Job {
     fn train(&self, spec: &TrainSpec, resume: Option<&[u8]>, works: &Works, state: &State) -> Result<(), TrainError> {
         let begun = Instant::now();
         let mut reporter = Reporter { job: self, works, state };
-        let Model { backbone, format, facts } = &*self.model;
+        let Model { format, facts, .. } = &*self.model;
+        let backbone = &self.backbone()?;
         let now = || begun.elapsed();
         let trained = train::train(backbone, facts.sha256, format, spec, &self.examples, resume, &now, &mut reporter)?;
         let Trained { bytes, report, .. } = trained;
@@ -81,7 +83,7 @@ impl Job {
         works: &Works,
         state: &State,
     ) -> Result<(), TrainError> {
-        let Model { backbone, format, .. } = &*self.model;
+        let (backbone, format) = (&self.backbone()?, &self.model.format);
         let mut between_layers = || {
             if self.cancel.is_set() {
                 resume_unwind(Box::new(Abandoned));
@@ -91,6 +93,13 @@ impl Job {
         let found = train::evaluate(backbone, format, mixture, &self.examples, seq_len, &mut between_layers)?;
         let _ = works.say(self.tag, FromEngineBody::Evaluated(found));
         Ok(())
+    }
+}
+
+impl Job {
+    /// The weights as training reads them, shared with whoever else trains.
+    fn backbone(&self) -> Result<Backbone, TrainError> {
+        self.model.backbone().map_err(|error| TrainError::Tensor(candle_core::Error::wrap(error)))
     }
 }
 

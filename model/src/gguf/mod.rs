@@ -25,6 +25,8 @@ pub const MAX_LAYERS: usize = 512;
 pub const MAX_WIDTH: usize = 1 << 22;
 /// Characters of a name from the file that an error may show.
 const SHOWN_CHARS: usize = 48;
+/// What divides the rotary rates, in files converted from Llama 3.
+const ROPE_FREQS: &str = "rope_freqs.weight";
 /// Bytes read at once for the digest.
 const DIGEST_BYTES: usize = 1 << 20;
 
@@ -215,12 +217,18 @@ impl GgufFile {
     }
 
     fn rope_scaling(&self) -> Result<RopeScaling, GgufError> {
-        if self.header.tensors.contains_key("rope_freqs.weight") {
-            return Err(GgufError::RopeScaling("rope_freqs".to_owned()));
+        if let Some(extent) = self.header.tensors.get(ROPE_FREQS) {
+            let by: Vec<f32> = self.unpack(extent)?.flatten_all()?.to_vec1()?;
+            return Ok(RopeScaling::Divided(by.into()));
         }
+        let factor = || self.positive("llama.rope.scaling.factor").map(|factor| factor as f32);
         match self.text("llama.rope.scaling.type") {
             None | Some("none") => Ok(RopeScaling::None),
-            Some("linear") => Ok(RopeScaling::Linear { factor: self.positive("llama.rope.scaling.factor")? as f32 }),
+            Some("linear") => Ok(RopeScaling::Linear { factor: factor()? }),
+            Some("yarn") => {
+                let original_context = self.size("llama.rope.scaling.original_context_length", MAX_WIDTH)?;
+                Ok(RopeScaling::Yarn { factor: factor()?, original_context })
+            }
             Some(other) => Err(GgufError::RopeScaling(shown(other))),
         }
     }

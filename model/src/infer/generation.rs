@@ -6,7 +6,7 @@ use super::model::Model;
 use super::sample::Sampling;
 use super::text::{Pushed, TextStream};
 use crate::adapter::{ExpertLoad, Mixture};
-use crate::backbone::KvCache;
+use crate::backbone::{Backbone, KvCache};
 use empathd_proto::chat::FinishReason;
 use empathd_proto::generate::{AnswerTimes, Finished};
 use std::sync::Arc;
@@ -71,6 +71,7 @@ pub struct Step {
 /// One answer under way.
 pub struct Generation {
     model: Arc<Model>,
+    backbone: Backbone,
     mixture: Option<Arc<Mixture>>,
     prompt: Vec<u32>,
     plan: Plan,
@@ -96,7 +97,8 @@ impl Generation {
         prompt: Vec<u32>,
         plan: Plan,
     ) -> Result<Self, InferError> {
-        let config = model.backbone.config();
+        let backbone = model.backbone().map_err(candle_core::Error::wrap)?;
+        let config = backbone.config();
         let room = config.context.saturating_sub(prompt.len());
         if prompt.is_empty() {
             return Err(InferError::EmptyPrompt);
@@ -105,13 +107,14 @@ impl Generation {
             return Err(InferError::PromptTooLong { tokens: count(prompt.len()), limit: count(config.context - 1) });
         }
         Ok(Self {
-            cache: KvCache::new(config),
+            cache: KvCache::new(config, backbone.device()),
             load: ExpertLoad::default(),
             text: TextStream::new(plan.stop.clone()),
             last: None,
             made: 0,
             allowed: plan.max_tokens.min(count(room)),
             model,
+            backbone,
             mixture,
             prompt,
             plan,
@@ -133,7 +136,7 @@ impl Generation {
         };
         let mixture = self.mixture.as_deref();
         let load = mixture.is_some().then_some(&mut self.load);
-        let logits = self.model.backbone.forward(&piece, &mut self.cache, mixture, load)?;
+        let logits = self.backbone.forward(&piece, &mut self.cache, mixture, load)?;
         if self.cache.len() < self.prompt.len() {
             return Ok(Step::default());
         }

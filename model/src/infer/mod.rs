@@ -8,5 +8,5 @@ mod sample;
 mod text;
 
 pub use generation::{Generation, InferError, PREFILL_TOKENS, Plan, Step, Token};
-pub use model::{Model, ModelError};
+pub use model::{MAX_CONTEXT, Model, ModelError};
 pub use sample::Sampling;

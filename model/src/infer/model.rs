@@ -1,12 +1,20 @@
-//! A base model ready to answer: weights, tokenizer and template of one file, which is the file it should be. Refuses
-//! to know where files are found.
+//! A base model ready to answer: the weights of one file as answers read them, its tokenizer and template. Training's
+//! f32 weights are read from the same file when they are asked for and dropped with their last user. Refuses to know
+//! where files are found.
 
-use crate::backbone::Backbone;
+use super::compute::{Compute, ReferenceExecutor, ServingAdapter};
+use crate::adapter::Mixture;
+use crate::backbone::{Backbone, WeakBackbone};
+use crate::config::{BackboneConfig, ConfigError, RopeScaling};
 use crate::gguf::{self, GgufError, GgufFile};
 use crate::template::{ChatFormat, TemplateError};
 use candle_core::Device;
-use empathd_proto::engine::BaseModel;
+use empathd_proto::engine::{BaseModel, RopeSpec, ServingSpec};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// Longest context that can be asked for, tokens.
+pub const MAX_CONTEXT: usize = 1 << 20;
 
 /// Why a base model cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +31,9 @@ pub enum ModelError {
     /// It has more tokens than rows in its embedding.
     #[error("its tokenizer has more tokens than its embedding has rows; the file is damaged")]
     Vocabulary,
+    /// The serving settings do not fit it.
+    #[error("it cannot be served as configured: {0}")]
+    Serving(#[from] ConfigError),
     /// The weights cannot be taken into memory.
     #[error("its weights cannot be loaded: {0}")]
     Weights(candle_core::Error),
@@ -30,25 +41,34 @@ pub enum ModelError {
 
 /// A base model in memory.
 pub struct Model {
-    /// Frozen weights.
-    pub backbone: Backbone,
     /// Tokenizer and template.
     pub format: ChatFormat,
     /// What others are told about it.
     pub facts: BaseModel,
+    config: BackboneConfig,
+    file: GgufFile,
+    device: Device,
+    serving: ServingSpec,
+    backbone: Mutex<WeakBackbone>,
 }
 
 impl Model {
-    /// Loads the file at `path`, whose SHA-256 must be `sha256`, onto `device`.
+    /// Opens the file at `path`, whose SHA-256 must be `sha256`, to answer on `device` with `threads` threads.
     ///
     /// # Errors
     /// See [`ModelError`]. Nothing of a file with another digest is used.
-    pub fn open(path: &Path, sha256: [u8; 32], device: &Device) -> Result<Self, ModelError> {
+    pub fn open(
+        path: &Path,
+        sha256: [u8; 32],
+        device: &Device,
+        serving: &ServingSpec,
+        _threads: usize,
+    ) -> Result<Self, ModelError> {
         let file = gguf::open(path)?;
         if file.sha256()? != sha256 {
             return Err(ModelError::Digest);
         }
-        let config = file.config()?;
+        let config = served(file.config()?, serving)?;
         let tokenizer = file.tokenizer()?;
         if tokenizer.len() > config.vocab {
             return Err(ModelError::Vocabulary);
@@ -61,15 +81,77 @@ impl Model {
             sha256,
         };
         let format = ChatFormat::new(tokenizer, file.chat_template())?;
-        Ok(Self { backbone: load(&file, device)?, format, facts })
+        let (device, serving) = (device.clone(), serving.clone());
+        Ok(Self { format, facts, config, file, device, serving, backbone: Mutex::default() })
+    }
+
+    /// Its shape, with the context and the stretching it is served with.
+    #[must_use]
+    pub const fn config(&self) -> &BackboneConfig {
+        &self.config
+    }
+
+    /// What computes answers, with empty slots.
+    ///
+    /// # Errors
+    /// [`ModelError::File`] or [`ModelError::Weights`].
+    pub fn compute(&self) -> Result<Compute, ModelError> {
+        let reference = ReferenceExecutor::new(self.backbone()?, self.serving.kv_mib);
+        Ok(Compute::Reference(Box::new(reference)))
+    }
+
+    /// An adapter generation as [`Model::compute`] reads it.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`] when it does not fit.
+    pub fn adapter(&self, mixture: Mixture) -> Result<ServingAdapter, ModelError> {
+        Ok(ServingAdapter { mixture })
+    }
+
+    /// The weights as training reads them, f32: read from the file unless somebody still has them.
+    ///
+    /// # Errors
+    /// [`ModelError::File`] or [`ModelError::Weights`].
+    pub fn backbone(&self) -> Result<Backbone, ModelError> {
+        let mut kept = self.backbone.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(backbone) = kept.upgrade() {
+            return Ok(backbone);
+        }
+        let backbone = load(&self.file, self.config.clone(), &self.device)?;
+        *kept = backbone.downgrade();
+        Ok(backbone)
     }
 }
 
+/// The shape with the context and the stretching that were asked for. A longer context needs a stretching, because the
+/// model never saw such positions.
+fn served(mut config: BackboneConfig, serving: &ServingSpec) -> Result<BackboneConfig, ModelError> {
+    let trained = config.context;
+    match serving.rope {
+        None => {}
+        Some(RopeSpec::Linear { factor }) => config.rope_scaling = RopeScaling::Linear { factor },
+        Some(RopeSpec::Yarn { factor, original_context }) => {
+            config.rope_scaling = RopeScaling::Yarn { factor, original_context: original_context as usize };
+        }
+    }
+    if let Some(context) = serving.context {
+        config.context = context as usize;
+        if config.context > MAX_CONTEXT {
+            return Err(ConfigError("the context is too long").into());
+        }
+        if config.context > trained && serving.rope.is_none() {
+            return Err(ConfigError("a context beyond the trained one needs stretched positions").into());
+        }
+    }
+    config.check()?;
+    Ok(config)
+}
+
 /// The weights, with the file's own error when it is at fault.
-fn load(file: &GgufFile, device: &Device) -> Result<Backbone, ModelError> {
+fn load(file: &GgufFile, config: BackboneConfig, device: &Device) -> Result<Backbone, ModelError> {
     let mut fault = None;
     let backbone = Backbone::new(
-        file.config()?,
+        config,
         &mut |name, shape| match file.tensor(name, shape) {
             Ok(tensor) => tensor.to_device(device),
             Err(error) => {

@@ -20,13 +20,20 @@ impl RopeTable {
     pub fn new(config: &BackboneConfig) -> Self {
         let half = config.head_dim / 2;
         let rates: Vec<f64> = (0..half).map(|i| rate(config, i)).collect();
+        let sharpness = sharpness(config);
         let turns = (0..config.context).flat_map(|position| {
             rates.iter().map(move |rate| {
                 let angle = position as f64 * rate;
-                (angle.cos() as f32, angle.sin() as f32)
+                ((sharpness * angle.cos()) as f32, (sharpness * angle.sin()) as f32)
             })
         });
         Self { half, turns: turns.collect() }
+    }
+
+    /// Cosine and sine of each pair at a position.
+    #[must_use]
+    pub fn turns(&self, position: usize) -> &[(f32, f32)] {
+        &self.turns[position * self.half..][..self.half]
     }
 
     /// Positions it knows.
@@ -39,15 +46,38 @@ impl RopeTable {
 /// Radians per position of pair `i`: `theta^(-2i/head_dim)`, stretched as the model says.
 fn rate(config: &BackboneConfig, i: usize) -> f64 {
     let rate = f64::from(config.rope_theta).powf(-2.0 * i as f64 / config.head_dim as f64);
-    match config.rope_scaling {
+    match &config.rope_scaling {
         RopeScaling::None => rate,
-        RopeScaling::Linear { factor } => rate / f64::from(factor),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-            let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
-            let turns = original_context as f64 * rate / std::f64::consts::TAU;
-            let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-            rate * (keep + (1.0 - keep) / f64::from(factor))
+        RopeScaling::Linear { factor } => rate / f64::from(*factor),
+        RopeScaling::Divided(by) => rate / f64::from(by[i]),
+        RopeScaling::Yarn { factor, original_context } => {
+            let at = |turns: f64| {
+                let wave = *original_context as f64 / (turns * std::f64::consts::TAU);
+                config.head_dim as f64 * wave.ln() / (2.0 * f64::from(config.rope_theta).ln())
+            };
+            let (low, high) = (at(YARN_FAST).floor().max(0.0), at(YARN_SLOW).ceil().min(config.head_dim as f64 - 1.0));
+            let slow = ((i as f64 - low) / (high - low).max(1e-3)).clamp(0.0, 1.0);
+            rate * ((1.0 - slow) + slow / f64::from(*factor))
         }
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            let (low, high) = (f64::from(*low_freq_factor), f64::from(*high_freq_factor));
+            let turns = *original_context as f64 * rate / std::f64::consts::TAU;
+            let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+            rate * (keep + (1.0 - keep) / f64::from(*factor))
+        }
+    }
+}
+
+/// Turns over the original context from which on YaRN keeps a pair.
+const YARN_FAST: f64 = 32.0;
+/// Turns up to which it divides one.
+const YARN_SLOW: f64 = 1.0;
+
+/// What queries and keys are multiplied by: YaRN's `0.1·ln(factor) + 1`, else 1.
+fn sharpness(config: &BackboneConfig) -> f64 {
+    match config.rope_scaling {
+        RopeScaling::Yarn { factor, .. } => 0.1 * f64::from(factor).ln() + 1.0,
+        _ => 1.0,
     }
 }
 

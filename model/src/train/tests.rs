@@ -109,7 +109,7 @@ fn routers_learn_their_domains() {
     let favourite = |text: &str| {
         let encoded = Bytes.encode(&[message(ChatRole::User, "how"), message(ChatRole::Assistant, text)]).unwrap();
         let (mut cache, mut load) =
-            (crate::backbone::KvCache::new(base.config()), crate::adapter::ExpertLoad::default());
+            (crate::backbone::KvCache::new(base.config(), base.device()), crate::adapter::ExpertLoad::default());
         base.forward(&encoded.ids, &mut cache, Some(&trained.mixture), Some(&mut load)).unwrap();
         let shares = load.shares();
         if shares[0] > shares[1] { "crisis" } else { "bias" }

@@ -4,8 +4,20 @@
 //! What a row becomes depends on its own conversation alone: neither the other rows of a pass nor the sizes of the
 //! pieces in which a conversation was read may change a bit of it.
 
+mod reference;
+
+pub use reference::ReferenceExecutor;
+
 use crate::adapter::{ExpertLoad, Mixture};
+use crate::config::BackboneConfig;
 use std::sync::Arc;
+
+/// Slots of an executor: conversations whose keys and values can be kept at once.
+pub const SLOTS: usize = 32;
+/// Most rows of one pass.
+pub const ROWS_MAX: usize = 512;
+/// Most rows of one pass that get logits.
+pub const LOGIT_ROWS_MAX: usize = 128;
 
 /// A place for the keys and values of one conversation; from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,6 +82,137 @@ pub enum ComputeError {
     /// A tensor operation failed.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
+}
+
+/// What computes.
+pub enum Compute {
+    /// Plain f32 tensors.
+    Reference(Box<ReferenceExecutor>),
+}
+
+impl Compute {
+    /// The shape of the model.
+    #[must_use]
+    pub fn config(&self) -> &BackboneConfig {
+        match self {
+            Self::Reference(executor) => executor.config(),
+        }
+    }
+
+    /// How many slots there are.
+    #[must_use]
+    pub const fn slots(&self) -> usize {
+        SLOTS
+    }
+
+    /// Tokens that all slots together may hold; kept by the caller.
+    #[must_use]
+    pub fn kv_tokens_max(&self) -> usize {
+        match self {
+            Self::Reference(executor) => executor.kv_tokens_max(),
+        }
+    }
+
+    /// Most rows of one pass.
+    #[must_use]
+    pub const fn rows_max(&self) -> usize {
+        match self {
+            Self::Reference(_) => ReferenceExecutor::rows_max(),
+        }
+    }
+
+    /// Most rows of one pass that get logits.
+    #[must_use]
+    pub const fn logit_rows_max(&self) -> usize {
+        match self {
+            Self::Reference(_) => ReferenceExecutor::logit_rows_max(),
+        }
+    }
+
+    /// Tokens in a slot.
+    ///
+    /// # Panics
+    /// There is no such slot.
+    #[must_use]
+    pub fn len(&self, slot: SlotId) -> usize {
+        match self {
+            Self::Reference(executor) => executor.len(slot),
+        }
+    }
+
+    /// Whether a slot holds no token.
+    #[must_use]
+    pub fn is_empty(&self, slot: SlotId) -> bool {
+        self.len(slot) == 0
+    }
+
+    /// Appends each span to its slot; the logits `[rows, vocab]` of the rows that get some, in the order of the spans.
+    /// Routing is counted into `loads`.
+    ///
+    /// # Errors
+    /// See [`ComputeError`]. A malformed pass changes nothing; after another error its slots must be wiped.
+    pub fn pass(&mut self, spans: &[Span<'_>], loads: Loads<'_>) -> Result<&[f32], ComputeError> {
+        match self {
+            Self::Reference(executor) => executor.pass(spans, loads),
+        }
+    }
+
+    /// Forgets the tokens of a slot behind the first `len` and overwrites them; the bytes overwritten.
+    pub fn truncate(&mut self, slot: SlotId, len: usize) -> u64 {
+        match self {
+            Self::Reference(executor) => executor.truncate(slot, len),
+        }
+    }
+
+    /// Copies the first `len` tokens of a slot into an empty one.
+    ///
+    /// # Errors
+    /// The slots are the same, `to` is not empty, or `from` is shorter.
+    pub fn copy_prefix(&mut self, from: SlotId, to: SlotId, len: usize) -> Result<(), ComputeError> {
+        match self {
+            Self::Reference(executor) => executor.copy_prefix(from, to, len),
+        }
+    }
+
+    /// Overwrites and empties a slot; the bytes overwritten.
+    pub fn wipe(&mut self, slot: SlotId) -> u64 {
+        match self {
+            Self::Reference(executor) => executor.wipe(slot),
+        }
+    }
+}
+
+/// Tokens that `mib` MiB of keys and values hold, at least one whole context.
+fn kv_tokens(mib: u32, token_bytes: usize, context: usize) -> usize {
+    ((mib as usize) << 20).div_euclid(token_bytes).max(context)
+}
+
+/// Refuses a malformed pass before anything is touched. `len` tells how long a slot is, when there is one.
+fn check(
+    spans: &[Span<'_>],
+    config: &BackboneConfig,
+    len: impl Fn(SlotId) -> Option<usize>,
+) -> Result<(), ComputeError> {
+    let (mut rows, mut logit_rows) = (0, 0);
+    for (i, span) in spans.iter().enumerate() {
+        let Some(len) = len(span.slot) else { return Err(ComputeError::Malformed("there is no such slot")) };
+        let needed = len + span.ids.len();
+        if span.ids.is_empty() || span.ids.iter().any(|id| *id as usize >= config.vocab) {
+            return Err(ComputeError::Malformed("there is no token, or one outside the vocabulary"));
+        }
+        if spans[..i].iter().any(|other| other.slot == span.slot) {
+            return Err(ComputeError::Malformed("a slot is named twice"));
+        }
+        if needed > config.context {
+            return Err(ComputeError::Context { needed, limit: config.context });
+        }
+        rows += span.ids.len();
+        logit_rows += span.logits.count(span.ids.len());
+    }
+    if rows > ROWS_MAX || logit_rows > LOGIT_ROWS_MAX {
+        return Err(ComputeError::Malformed("there are too many rows"));
+    }
+    Ok(())
 }
 
 /// Where the routing of each span of a pass is counted, in the order of the spans; may be empty when nobody asks.
