@@ -7,9 +7,12 @@ use crate::certs::{
     self,
     identity::{parse_serial, serial_number},
 };
+use crate::engine::{Embedder, Ready};
 use crate::problem::{self, Fault};
 use crate::{adapters, jobs};
-use empathd_proto::admin::{AdminReply, ApiRole, AuditVerdict, MAX_AUDIT_TAIL, Progress, SealState, StatusReport};
+use empathd_proto::admin::{
+    AdminReply, ApiRole, AuditVerdict, EmbedderState, MAX_AUDIT_TAIL, Progress, SealState, StatusReport,
+};
 use empathd_proto::audit::{AuditObject, SignedCheckpoint, verify_consistency};
 use empathd_proto::problem::{ErrorCode, Problem};
 use empathd_proto::secret::Secret;
@@ -25,18 +28,22 @@ const PASSPHRASE_BYTES_MAX: usize = 1024;
 const ROSTER_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 pub(crate) async fn status(app: &Arc<App>) -> Result<Acted, Problem> {
-    let base = app.engine.ready().ok().map(|ready| ready.base.name.clone());
+    let ready = app.engine.ready().ok();
+    let (embedder, embedder_problem) = embedder(ready.as_deref());
     let mut report = StatusReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         state: app.vault.state(),
         api: app.api().map(|address| address.to_string()),
         engine: app.engine.state(),
-        model: base,
+        model: ready.as_ref().map(|ready| ready.base.name.clone()),
         adapter: app.adapters.active(),
         records: None,
         audit_entries: None,
         checkpoint: None,
         train: app.training.latest(),
+        serving: ready.and_then(|ready| ready.pulse.status()).map(|status| status.serving),
+        embedder,
+        embedder_problem,
         uptime_s: app.clock.uptime().as_secs(),
     };
     if report.state == SealState::Unsealed {
@@ -52,6 +59,16 @@ pub(crate) async fn status(app: &Arc<App>) -> Result<Acted, Problem> {
             .await?;
     }
     Ok(Acted::unrecorded(AdminReply::Status(report), 0))
+}
+
+/// The model of embeddings in a word, and what is wrong with it.
+fn embedder(ready: Option<&Ready>) -> (EmbedderState, Option<String>) {
+    match ready.map_or(Embedder::None, Ready::embedder) {
+        Embedder::None => (EmbedderState::None, None),
+        Embedder::Loading => (EmbedderState::Loading, None),
+        Embedder::Ready { .. } => (EmbedderState::Ready, None),
+        Embedder::Failed(why) => (EmbedderState::Failed, Some(why)),
+    }
 }
 
 pub(crate) async fn init(app: &Arc<App>, passphrase: Secret, draft: AuditDraft) -> Result<Acted, Problem> {

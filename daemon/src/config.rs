@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 
 use empathd_clinic::scaffold::HelpLines;
+use empathd_proto::engine::{ComputePath, RopeSpec, ServingSpec};
 use serde::Deserialize;
 use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,6 +15,9 @@ use std::time::Duration;
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// Where the system's configuration is.
 pub const SYSTEM_FILE: &str = "/etc/empathd/empathd.toml";
+
+/// File name of the model of embeddings that is used when it is there.
+const EMBEDDER: &str = "all-MiniLM-L6-v2/model.safetensors";
 
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +37,14 @@ pub enum ConfigError {
         value: String,
         /// What it may be.
         allowed: String,
+    },
+    /// Two settings that do not go together, or one that needs another.
+    #[error("{key} {why}")]
+    Fit {
+        /// Which setting.
+        key: &'static str,
+        /// What is wrong, and what to do.
+        why: &'static str,
     },
 }
 
@@ -96,6 +108,21 @@ pub struct EnginePlace {
     pub model: PathBuf,
     /// SHA-256 it must have.
     pub sha256: Option<[u8; 32]>,
+    /// How it answers.
+    pub serving: ServingSpec,
+    /// The model of embeddings.
+    pub embedder: EmbedderPlace,
+}
+
+/// The model of embeddings.
+#[derive(Debug, Clone)]
+pub struct EmbedderPlace {
+    /// File name, in the folders with base models.
+    pub file: PathBuf,
+    /// SHA-256 it must have.
+    pub sha256: Option<[u8; 32]>,
+    /// Whether the configuration names it, so that its absence is a fault.
+    pub required: bool,
 }
 
 /// Answers.
@@ -107,6 +134,10 @@ pub struct Serving {
     pub answer_tokens: u32,
     /// Most tokens of an answer.
     pub answer_tokens_max: u32,
+    /// An answer whose first token would come later is refused.
+    pub first_token_within: Duration,
+    /// Memory for whole answers that are given again to the same question; 0 for none.
+    pub answer_cache_bytes: usize,
     /// How long an interrupted answer waits for the engine.
     pub reconnect: Duration,
     /// How long a stop waits for answers under way.
@@ -259,6 +290,30 @@ struct RawEngine {
     models: Option<PathBuf>,
     model: Option<PathBuf>,
     sha256: Option<String>,
+    compute: Option<RawCompute>,
+    kv_mib: Option<u32>,
+    context: Option<u32>,
+    rope_scaling: Option<RawRope>,
+    rope_factor: Option<f32>,
+    rope_original_context: Option<u32>,
+    drafting: Option<bool>,
+    prefix_cache: Option<bool>,
+    embedder: Option<PathBuf>,
+    embedder_sha256: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RawCompute {
+    Packed,
+    Reference,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RawRope {
+    Linear,
+    Yarn,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -267,6 +322,8 @@ struct RawServing {
     answers_max: Option<usize>,
     answer_tokens: Option<u32>,
     answer_tokens_max: Option<u32>,
+    first_token_s: Option<u64>,
+    answer_cache_mib: Option<usize>,
     reconnect_s: Option<u64>,
     drain_s: Option<u64>,
 }
@@ -354,6 +411,7 @@ impl RawAdmin {
 
 impl RawEngine {
     fn check(self, socket_in_state: Option<PathBuf>, overrides: &Overrides) -> Result<EnginePlace, ConfigError> {
+        let serving = self.serving()?;
         let model = overrides.model.clone().or(self.model);
         let model = model.unwrap_or_else(|| crate::model_file::REFERENCE_NAME.into());
         let configured = self.models.unwrap_or_else(|| "/usr/share/empathd/models".into());
@@ -361,9 +419,61 @@ impl RawEngine {
         if let Some(threads) = self.threads {
             within("engine.threads", threads, 1..=512)?;
         }
-        let sha256 = self.sha256.as_deref().map(digest).transpose()?;
+        let sha256 = self.sha256.as_deref().map(|text| digest("engine.sha256", text)).transpose()?;
+        let embedder_sha256 = self.embedder_sha256.as_deref().map(|text| digest("engine.embedder_sha256", text));
+        let embedder = EmbedderPlace {
+            required: self.embedder.is_some(),
+            file: self.embedder.unwrap_or_else(|| EMBEDDER.into()),
+            sha256: embedder_sha256.transpose()?,
+        };
         let socket = socket_in_state.or(self.socket).unwrap_or_else(|| "/run/empathd-engine/engine.sock".into());
-        Ok(EnginePlace { socket, threads: self.threads, models, model, sha256 })
+        Ok(EnginePlace { socket, threads: self.threads, models, model, sha256, serving, embedder })
+    }
+
+    /// How answers are computed.
+    fn serving(&self) -> Result<ServingSpec, ConfigError> {
+        let path = match self.compute {
+            Some(RawCompute::Reference) => ComputePath::Reference,
+            Some(RawCompute::Packed) | None => ComputePath::Packed,
+        };
+        let context = self.context.map(|tokens| within("engine.context", tokens, 128..=1_048_576)).transpose()?;
+        Ok(ServingSpec {
+            path,
+            kv_mib: within("engine.kv_mib", self.kv_mib.unwrap_or_else(kv_mib), 16..=1_048_576)?,
+            context,
+            rope: self.rope()?,
+            drafting: self.drafting.unwrap_or(true),
+            prefix_cache: self.prefix_cache.unwrap_or(true),
+        })
+    }
+
+    fn rope(&self) -> Result<Option<RopeSpec>, ConfigError> {
+        let factor = self.rope_factor.map(|factor| within("engine.rope_factor", factor, 1.0..=64.0)).transpose()?;
+        let original = self
+            .rope_original_context
+            .map(|tokens| within("engine.rope_original_context", tokens, 128..=1_048_576))
+            .transpose()?;
+        let needs_factor = "is missing: set how many times longer than trained the context shall be, such as 2.0";
+        let factor_of = || factor.ok_or(ConfigError::Fit { key: "engine.rope_factor", why: needs_factor });
+        match (self.rope_scaling, original) {
+            (None, None) if factor.is_none() => Ok(None),
+            (None, _) => Err(ConfigError::Fit {
+                key: "engine.rope_scaling",
+                why: "is missing: set \"linear\" or \"yarn\", or remove the other rope settings",
+            }),
+            (Some(RawRope::Linear), None) => Ok(Some(RopeSpec::Linear { factor: factor_of()? })),
+            (Some(RawRope::Linear), Some(_)) => Err(ConfigError::Fit {
+                key: "engine.rope_original_context",
+                why: "has no meaning with linear scaling: remove it, or set engine.rope_scaling to \"yarn\"",
+            }),
+            (Some(RawRope::Yarn), Some(original_context)) => {
+                Ok(Some(RopeSpec::Yarn { factor: factor_of()?, original_context }))
+            }
+            (Some(RawRope::Yarn), None) => Err(ConfigError::Fit {
+                key: "engine.rope_original_context",
+                why: "is missing: set the context in tokens that the model was trained with",
+            }),
+        }
     }
 }
 
@@ -373,8 +483,12 @@ impl RawServing {
         let tokens_max = within("serving.answer_tokens_max", self.answer_tokens_max.unwrap_or(2048), 1..=8192)?;
         let tokens = self.answer_tokens.unwrap_or(tokens_max.min(256));
         let reconnect_s = within("serving.reconnect_s", self.reconnect_s.unwrap_or(60), 1..=600)?;
+        let first_token_s = within("serving.first_token_s", self.first_token_s.unwrap_or(20), 1..=600)?;
+        let cache_mib = within("serving.answer_cache_mib", self.answer_cache_mib.unwrap_or(32), 0..=4096)?;
         Ok(Serving {
-            answers_max: within("serving.answers_max", self.answers_max.unwrap_or(16), 1..=engine_max)?,
+            answers_max: within("serving.answers_max", self.answers_max.unwrap_or(engine_max), 1..=engine_max)?,
+            first_token_within: Duration::from_secs(first_token_s),
+            answer_cache_bytes: cache_mib * 1024 * 1024,
             answer_tokens: within("serving.answer_tokens", tokens, 1..=tokens_max)?,
             answer_tokens_max: tokens_max,
             reconnect: Duration::from_secs(reconnect_s),
@@ -443,8 +557,15 @@ fn not_allowed(key: &'static str, value: impl Display, allowed: impl Display) ->
     ConfigError::Value { key, value: value.to_string(), allowed: allowed.to_string() }
 }
 
-fn digest(text: &str) -> Result<[u8; 32], ConfigError> {
-    let refused = || not_allowed("engine.sha256", text, "64 hexadecimal digits");
+/// Memory for keys and values when the configuration does not say: a sixteenth of the machine's.
+fn kv_mib() -> u32 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    u32::try_from(system.total_memory() / (16 * 1024 * 1024)).unwrap_or(u32::MAX).clamp(256, 8192)
+}
+
+fn digest(key: &'static str, text: &str) -> Result<[u8; 32], ConfigError> {
+    let refused = || not_allowed(key, text, "64 hexadecimal digits");
     let nibbles: Option<Vec<u32>> = text.chars().map(|digit| digit.to_digit(16)).collect();
     let nibbles = nibbles.filter(|nibbles| nibbles.len() == 64).ok_or_else(refused)?;
     let bytes: Vec<u8> = nibbles.chunks(2).filter_map(|pair| u8::try_from(pair[0] * 16 + pair[1]).ok()).collect();
@@ -469,7 +590,7 @@ mod tests {
     #[test]
     fn the_empty_file_gives_defaults_within_their_own_bounds() {
         let config = Config::parse("", Overrides::default()).expect("valid");
-        assert_eq!(config.serving.answers_max, 16);
+        assert_eq!(config.serving.answers_max, 64);
         assert_eq!(config.state, PathBuf::from("/var/lib/empathd"));
         assert_eq!(config.training, Training::default());
     }
@@ -491,6 +612,16 @@ mod tests {
             ("[gate]\nvalidation_ratio_max = 1.5", "gate.validation_ratio_max"),
             ("[serving]\nanswers_max = 65", "serving.answers_max"),
             ("[serving]\nanswer_tokens = 4096", "serving.answer_tokens"),
+            ("[engine]\nkv_mib = 1", "engine.kv_mib"),
+            ("[engine]\ncontext = 7", "engine.context"),
+            ("[engine]\ncompute = \"fast\"", "packed"),
+            ("[engine]\nembedder_sha256 = \"zz\"", "engine.embedder_sha256"),
+            ("[engine]\nrope_factor = 2.0", "engine.rope_scaling"),
+            ("[engine]\nrope_scaling = \"linear\"", "engine.rope_factor"),
+            ("[engine]\nrope_scaling = \"yarn\"\nrope_factor = 2.0", "engine.rope_original_context"),
+            ("[engine]\nrope_scaling = \"yarn\"\nrope_factor = 0.5", "engine.rope_factor"),
+            ("[serving]\nfirst_token_s = 0", "serving.first_token_s"),
+            ("[serving]\nanswer_cache_mib = 5000", "serving.answer_cache_mib"),
             ("[admin]\nupload_bytes_max = 1", "admin.upload_bytes_max"),
             ("[admin]\nidle_s = 0", "admin.idle_s"),
             ("[engine]\nsha256 = \"abcd\"", "engine.sha256"),
@@ -500,6 +631,31 @@ mod tests {
             let refused = refusal(text);
             assert!(refused.contains(key), "{text}: {refused}");
         }
+    }
+
+    #[test]
+    fn how_answers_are_computed_is_passed_on() {
+        let text = "[engine]\ncompute = \"reference\"\nkv_mib = 64\ncontext = 16384\nrope_scaling = \"yarn\"\n\
+                    rope_factor = 2.0\nrope_original_context = 8192\ndrafting = false\nprefix_cache = false";
+        let config = Config::parse(text, Overrides::default()).expect("valid");
+        let rope = Some(RopeSpec::Yarn { factor: 2.0, original_context: 8192 });
+        let (path, context) = (ComputePath::Reference, Some(16384));
+        let expected = ServingSpec { path, kv_mib: 64, context, rope, drafting: false, prefix_cache: false };
+        assert_eq!(config.engine.serving, expected);
+        let config = Config::parse("", Overrides::default()).expect("valid");
+        assert_eq!(ServingSpec { kv_mib: 1024, ..config.engine.serving }, ServingSpec::default());
+        assert!(!config.engine.embedder.required);
+    }
+
+    #[test]
+    fn the_packaged_file_names_settings_that_exist() {
+        let file = include_str!("../../packaging/empathd.toml");
+        let open =
+            file.lines().map(|line| line.strip_prefix('#').filter(|line| !line.starts_with(' ')).unwrap_or(line));
+        let text = open.collect::<Vec<_>>().join("\n");
+        let config = Config::parse(&text, Overrides::default()).expect("valid");
+        assert_eq!((config.serving.answers_max, config.engine.serving.context), (64, Some(8192)));
+        assert_eq!(config.training, Training::default());
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Fixture {
             sha256: [0; 32],
         };
         self.epoch += 1;
-        self.view.send_replace(View::Ready(Arc::new(Ready { link, base, epoch: self.epoch })));
+        self.view.send_replace(View::Ready(Arc::new(Ready::new(link, base, self.epoch))));
         played
     }
 }

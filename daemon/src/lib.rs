@@ -13,6 +13,7 @@ pub mod certs;
 pub mod http;
 
 pub mod engine;
+pub mod measure;
 pub mod model_file;
 
 mod acts;

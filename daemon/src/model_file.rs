@@ -1,4 +1,4 @@
-//! The base model's file: where it is and which digest it must have. What is in it only the engine knows.
+//! A model's file: where it is and which digest it must have. What is in it only the engine knows.
 
 use sha2::{Digest, Sha256};
 use std::io::Read;
@@ -18,21 +18,24 @@ const READ_BYTES: usize = 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ModelFileError {
     /// None of the folders has it.
-    #[error("no base model {name} in {folders}: put the file there, or set engine.models and engine.model")]
+    #[error("no model {name} in {folders}: put the file there, or set engine.models and {key}")]
     Missing {
+        /// The setting that names it.
+        key: &'static str,
         /// The file's name.
         name: String,
         /// Where it was looked for.
         folders: String,
     },
     /// It is there and cannot be read.
-    #[error("the base model {0} cannot be read: {1}")]
+    #[error("the model {0} cannot be read: {1}")]
     Unreadable(PathBuf, std::io::Error),
 }
 
-/// Where to look for the base model.
+/// Where to look for a model.
 #[derive(Debug, Clone)]
 pub struct ModelFile {
+    key: &'static str,
     name: PathBuf,
     folders: Vec<PathBuf>,
     pinned: Option<[u8; 32]>,
@@ -40,11 +43,11 @@ pub struct ModelFile {
 }
 
 impl ModelFile {
-    /// A file name, or an absolute path; the folders in which it is looked for, in order; the digest it must have, when
+    /// The setting that names it; a file name, or an absolute path; the folders in which it is looked for, in order; the digest it must have, when
     /// the configuration names one.
     #[must_use]
-    pub fn new(name: PathBuf, folders: Vec<PathBuf>, pinned: Option<[u8; 32]>) -> Self {
-        Self { name, folders, pinned, computed: Arc::default() }
+    pub fn new(key: &'static str, name: PathBuf, folders: Vec<PathBuf>, pinned: Option<[u8; 32]>) -> Self {
+        Self { key, name, folders, pinned, computed: Arc::default() }
     }
 
     /// The file, and the SHA-256 it must have: the configured one, the known one of the reference model, or, for a file
@@ -78,7 +81,11 @@ impl ModelFile {
         let mut places = self.folders.iter().map(|folder| folder.join(&self.name));
         places.find(|path| path.is_file()).ok_or_else(|| {
             let folders: Vec<_> = self.folders.iter().map(|folder| folder.display().to_string()).collect();
-            ModelFileError::Missing { name: self.name.display().to_string(), folders: folders.join(", ") }
+            ModelFileError::Missing {
+                key: self.key,
+                name: self.name.display().to_string(),
+                folders: folders.join(", "),
+            }
         })
     }
 }

@@ -4,8 +4,8 @@ use crate::adapters;
 use crate::admin;
 use crate::app::App;
 use crate::clock::{OsEntropy, SystemClock};
-use crate::config::Config;
-use crate::engine::supervisor::{self, Whereabouts};
+use crate::config::{Config, EnginePlace};
+use crate::engine::supervisor::{self, Models, Whereabouts};
 use crate::engine::{Engine, View};
 use crate::http::{self, HttpLimits};
 use crate::model_file::ModelFile;
@@ -54,10 +54,9 @@ pub async fn run(config: Config, manner: Manner) -> anyhow::Result<()> {
     let socket = admin_listener(&config.admin.socket)?;
     let stop = CancellationToken::new();
     let (view, engine) = watch::channel(View::Down("The engine is being started.".to_owned()));
-    let place = &config.engine;
-    let model = ModelFile::new(place.model.clone(), place.models.clone(), place.sha256);
+    let models = models(&config.engine);
     let engine_stop = CancellationToken::new();
-    let keeper = tokio::spawn(supervisor::keep(manner.engine, model, view, engine_stop.clone()));
+    let keeper = tokio::spawn(supervisor::keep(manner.engine, models, view, engine_stop.clone()));
     let limits = HttpLimits { drain_ms: millis(config.serving.drain), ..HttpLimits::default() };
     let (clock, entropy) = (Arc::new(SystemClock::start()), Arc::new(OsEntropy));
     let app = App::new(config, clock, entropy, manner.cost, Engine::new(engine))?;
@@ -89,6 +88,17 @@ pub async fn run(config: Config, manner: Manner) -> anyhow::Result<()> {
     engine_stop.cancel();
     let _ = tokio::time::timeout(END_WITHIN, keeper).await;
     Ok(())
+}
+
+/// What the engine is to have in memory.
+fn models(place: &EnginePlace) -> Models {
+    let file = |key, name: &Path, sha256| ModelFile::new(key, name.to_owned(), place.models.clone(), sha256);
+    let embedder = &place.embedder;
+    Models {
+        base: file("engine.model", &place.model, place.sha256),
+        serving: place.serving.clone(),
+        embedder: Some((file("engine.embedder", &embedder.file, embedder.sha256), embedder.required)),
+    }
 }
 
 /// The state folder, for this process alone: the lock is on the folder itself and leaves no file.

@@ -3,6 +3,7 @@
 //! [`FromDaemon::Progress`] and exactly one [`FromDaemon::Done`].
 
 use crate::audit::{AuditEntry, SignedCheckpoint};
+use crate::engine::ServingStatus;
 use crate::ids::{AdapterId, DatasetId, JobId, StoreId};
 use crate::problem::Problem;
 use crate::record::words;
@@ -150,6 +151,7 @@ words! {
 }
 
 /// What the tool gets back.
+#[expect(clippy::large_enum_variant, reason = "one reply at a time is in memory")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AdminReply {
@@ -215,6 +217,12 @@ pub struct StatusReport {
     pub checkpoint: Option<SignedCheckpoint>,
     /// The running training job, if any.
     pub train: Option<TrainStatus>,
+    /// How answers are served; absent while the engine has not said.
+    pub serving: Option<ServingStatus>,
+    /// The model of embeddings.
+    pub embedder: EmbedderState,
+    /// Why there is no model of embeddings, when one is configured.
+    pub embedder_problem: Option<String>,
     /// Seconds since start.
     pub uptime_s: u64,
 }
@@ -238,6 +246,20 @@ words! {
         Loading = "loading",
         /// Not connected; being restarted or awaited.
         Down = "down",
+        /// Connected, but answers wait and no step was taken for too long.
+        Stuck = "stuck",
+    }
+
+    /// State of the model of embeddings.
+    EmbedderState {
+        /// None is configured.
+        None = "none",
+        /// Configured; not in the engine's memory yet.
+        Loading = "loading",
+        /// In the engine's memory.
+        Ready = "ready",
+        /// It cannot be used; everything else works.
+        Failed = "failed",
     }
 }
 

@@ -42,6 +42,7 @@ pub enum LinkError {
 pub struct Lost;
 
 /// What the engine says about a work.
+#[expect(clippy::large_enum_variant, reason = "most are plain messages, the large variant")]
 #[derive(Debug)]
 pub enum Event {
     /// A plain message.

@@ -1,14 +1,16 @@
-//! The other process, as the daemon sees it: a connection ([`link`]) that somebody keeps alive ([`supervisor`]), and a
-//! view of it that everybody may read. What is asked of the engine is not known here.
+//! The other process, as the daemon sees it: a connection ([`link`]) that somebody keeps alive ([`supervisor`]), whether
+//! it goes on ([`pulse`]), and a view of it that everybody may read. What is asked of the engine is not known here.
 
 pub mod link;
+pub mod pulse;
 pub mod supervisor;
 
 use empathd_proto::admin::EngineState;
 use empathd_proto::engine::{BaseModel, EngineFailure};
 use empathd_proto::problem::{ErrorCode, Problem};
 use link::Link;
-use std::sync::Arc;
+use pulse::Pulse;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -21,6 +23,43 @@ pub struct Ready {
     pub base: BaseModel,
     /// Counts connections, so that what was put into one engine is not looked for in the next.
     pub epoch: u64,
+    /// Whether it goes on.
+    pub pulse: Pulse,
+    embedder: Mutex<Embedder>,
+}
+
+/// The model of embeddings in an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Embedder {
+    /// None is configured.
+    None,
+    /// Not in memory yet.
+    Loading,
+    /// In memory.
+    Ready {
+        /// Numbers of one vector.
+        width: u32,
+    },
+    /// It cannot be used, and why.
+    Failed(String),
+}
+
+impl Ready {
+    /// An engine that has just loaded its base model.
+    #[must_use]
+    pub fn new(link: Arc<Link>, base: BaseModel, epoch: u64) -> Self {
+        Self { link, base, epoch, pulse: Pulse::default(), embedder: Mutex::new(Embedder::None) }
+    }
+
+    /// How its model of embeddings is.
+    #[must_use]
+    pub fn embedder(&self) -> Embedder {
+        self.embedder.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_embedder(&self, embedder: Embedder) {
+        *self.embedder.lock().unwrap_or_else(PoisonError::into_inner) = embedder;
+    }
 }
 
 /// How the engine is.
@@ -54,6 +93,7 @@ impl Engine {
             View::Down(_) => EngineState::Down,
             View::Loading => EngineState::Loading,
             View::Ready(ready) if ready.link.is_closed() => EngineState::Down,
+            View::Ready(ready) if ready.pulse.is_stuck() => EngineState::Stuck,
             View::Ready(_) => EngineState::Ready,
         }
     }

@@ -3,7 +3,7 @@
 use crate::action::Action;
 use crate::actor::Actor;
 use crate::app::{App, CertState, Readiness, Reply};
-use empathd_proto::Problem;
+use empathd_proto::{AdapterId, Problem};
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -23,6 +23,8 @@ pub(super) trait Appliance: Send + Sync {
     fn revocations(&self) -> watch::Receiver<u64>;
     /// Whether it can do its work.
     fn readiness(&self) -> Readiness;
+    /// The generation that answers; `None` for the plain base model.
+    fn adapter(&self) -> Option<AdapterId>;
     /// Sealed records and audit entries; `None` while sealed.
     fn counts(&self) -> Option<(u64, u64)>;
     /// The newest audit checkpoint as a header value.
@@ -50,6 +52,10 @@ impl Appliance for Arc<App> {
 
     fn readiness(&self) -> Readiness {
         App::readiness(self)
+    }
+
+    fn adapter(&self) -> Option<AdapterId> {
+        self.adapters.active()
     }
 
     fn counts(&self) -> Option<(u64, u64)> {

@@ -1,4 +1,5 @@
-//! `GET /livez` and `GET /readyz`, for any enrolled certificate. Says how the appliance is, never what it holds.
+//! `GET /livez` and `GET /readyz`, for any enrolled certificate. Says how the appliance is and which part of it is at
+//! fault, never what it holds.
 
 use super::Door;
 use super::problem::Refusal;
@@ -20,6 +21,8 @@ struct Health {
     status: &'static str,
     store: SealState,
     engine: EngineState,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
 }
 
 /// 200 as long as the process answers at all.
@@ -48,7 +51,20 @@ fn health(readiness: Readiness) -> Health {
         SealState::Unsealed => "degraded",
         SealState::Sealed | SealState::Uninitialised => "sealed",
     };
-    Health { status, store: readiness.store, engine: readiness.engine }
+    Health { status, store: readiness.store, engine: readiness.engine, reason: reason(readiness) }
+}
+
+/// What keeps it from answering; the first of several.
+fn reason(Readiness { store, engine, draining }: Readiness) -> Option<&'static str> {
+    match (store, engine) {
+        _ if draining => Some("the appliance is stopping"),
+        (SealState::Uninitialised, _) => Some("the store has not been made"),
+        (SealState::Sealed, _) => Some("the store is sealed"),
+        (_, EngineState::Down) => Some("the engine is not connected"),
+        (_, EngineState::Loading) => Some("the engine is loading its base model or warming up"),
+        (_, EngineState::Stuck) => Some("the engine has answers and takes no step"),
+        (_, EngineState::Ready) => None,
+    }
 }
 
 /// A caller who may not ask is refused; a state that keeps the appliance from its work is the answer, not an error.
@@ -65,10 +81,16 @@ mod tests {
 
     #[test]
     fn the_word_follows_the_state() {
-        let word = |store, engine, draining| health(Readiness { store, engine, draining }).status;
+        let of = |store, engine, draining| health(Readiness { store, engine, draining });
+        let word = |store, engine, draining| of(store, engine, draining).status;
+        let why = |engine, draining| of(SealState::Unsealed, engine, draining).reason.unwrap_or_default();
         assert_eq!(word(SealState::Unsealed, EngineState::Ready, false), "ready");
         assert_eq!(word(SealState::Unsealed, EngineState::Down, false), "degraded");
         assert_eq!(word(SealState::Unsealed, EngineState::Ready, true), "degraded");
         assert_eq!(word(SealState::Sealed, EngineState::Ready, false), "sealed");
+        assert_eq!(word(SealState::Unsealed, EngineState::Stuck, false), "degraded");
+        assert!(why(EngineState::Stuck, false).contains("no step"));
+        assert!(why(EngineState::Ready, true).contains("stopping"));
+        assert!(why(EngineState::Ready, false).is_empty());
     }
 }

@@ -7,12 +7,13 @@ use super::routes::{Caller, Route};
 use crate::action::Action;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
+use empathd_proto::AdapterId;
 use empathd_proto::Problem;
 use empathd_proto::admin::EngineState;
 use empathd_proto::chat::{FinishReason, Usage};
 use hyper::StatusCode;
 use hyper::header::CONTENT_TYPE;
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -22,6 +23,58 @@ use tokio::time::Instant;
 const SECONDS: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
     160.0, 640.0, 2560.0,
+];
+
+/// Of what kind a metric is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+use Kind::{Counter, Gauge, Histogram};
+
+/// Every metric, as docs/METRICS.md has them.
+const ALL: &[(Kind, &str, &str)] = &[
+    (Counter, "empathd_http_requests_total", "requests that got a response"),
+    (Histogram, "empathd_http_request_duration_seconds", "from the head of a request to the head of its response"),
+    (Histogram, "empathd_time_to_first_token_seconds", "from the request to the first text of its answer"),
+    (Histogram, "empathd_inter_token_latency_seconds", "from one piece of an answer's text to the next"),
+    (Histogram, "empathd_answer_duration_seconds", "from the request to the end of its answer"),
+    (Histogram, "empathd_queue_wait_seconds", "from an answer's arrival in the engine to its first step"),
+    (Histogram, "empathd_prefill_seconds", "from an answer's first step to its first token"),
+    (Histogram, "empathd_decode_seconds", "from an answer's first token to its last"),
+    (Counter, "empathd_answers_total", "answers that ended"),
+    (Counter, "empathd_prompt_tokens_total", "prompt tokens of complete answers"),
+    (Counter, "empathd_prompt_tokens_cached_total", "those whose keys and values were in memory already"),
+    (Counter, "empathd_generation_tokens_total", "tokens of complete answers"),
+    (Gauge, "empathd_requests_running", "answers and embeddings under way"),
+    (Counter, "empathd_answer_cache_lookups_total", "look-ups in the cache of answers"),
+    (Gauge, "empathd_answer_cache_bytes", "memory that the cache of answers holds"),
+    (Gauge, "empathd_connections_open", "connections, those in their handshake included"),
+    (Counter, "empathd_connections_refused_total", "connections that never came to a request"),
+    (Gauge, "empathd_engine_up", "whether the engine is connected, has its base model and goes on"),
+    (Gauge, "empathd_engine_running", "answers with keys and values in memory"),
+    (Gauge, "empathd_engine_waiting", "answers that wait in the engine"),
+    (Counter, "empathd_engine_refused_total", "answers that the engine refused at arrival"),
+    (Counter, "empathd_engine_late_total", "answers that came too late for their deadline"),
+    (Counter, "empathd_engine_steps_total", "steps of the engine"),
+    (Gauge, "empathd_engine_last_step_age_seconds", "time since the engine's last step"),
+    (Gauge, "empathd_engine_cancel_steps_max", "most steps that a cancelled answer went on for"),
+    (Gauge, "empathd_engine_kv_tokens", "tokens whose keys and values are in memory"),
+    (Gauge, "empathd_engine_kv_tokens_max", "tokens for which there is room"),
+    (Counter, "empathd_kv_wiped_bytes_total", "bytes of keys and values overwritten"),
+    (Counter, "empathd_prefix_cache_queries_total", "prompt tokens looked up among those in memory"),
+    (Counter, "empathd_prefix_cache_hits_total", "prompt tokens found there"),
+    (Counter, "empathd_draft_tokens_proposed_total", "tokens proposed by look-up"),
+    (Counter, "empathd_draft_tokens_accepted_total", "proposed tokens that were right"),
+    (Counter, "empathd_expert_chosen_total", "times an expert was chosen, over tokens and layers"),
+    (Gauge, "empathd_adapter_info", "the generation that answers"),
+    (Gauge, "empathd_records", "sealed records"),
+    (Gauge, "empathd_audit_entries", "entries of the audit trail"),
+    (Gauge, "process_resident_memory_bytes", "memory of the daemon"),
+    (Gauge, "empathd_build_info", "release of the daemon"),
 ];
 
 /// The process has one recorder.
@@ -38,9 +91,21 @@ pub fn install() -> &'static PrometheusHandle {
         let recorder = builder.build_recorder();
         let handle = recorder.handle();
         // Fails only when a test has its own recorder: then that one counts.
-        let _ = metrics::set_global_recorder(recorder);
+        if metrics::set_global_recorder(recorder).is_ok() {
+            describe();
+        }
         handle
     })
+}
+
+fn describe() {
+    for (kind, name, help) in ALL.iter().copied() {
+        match kind {
+            Counter => describe_counter!(name, help),
+            Gauge => describe_gauge!(name, help),
+            Histogram => describe_histogram!(name, help),
+        }
+    }
 }
 
 /// Moves what was timed into its buckets; without it, samples would gather between two readings.
@@ -109,7 +174,7 @@ impl Drop for Open {
 /// Times one answer from its request on.
 pub(super) struct Meter {
     started: Instant,
-    first_seen: bool,
+    text_at: Option<Instant>,
     ended: bool,
     _running: Open,
 }
@@ -117,14 +182,14 @@ pub(super) struct Meter {
 impl Meter {
     pub(super) fn start() -> Self {
         let _running = Open::count("empathd_requests_running");
-        Self { started: Instant::now(), first_seen: false, ended: false, _running }
+        Self { started: Instant::now(), text_at: None, ended: false, _running }
     }
 
     /// More text came.
     pub(super) fn text(&mut self) {
-        if !self.first_seen {
-            self.first_seen = true;
-            histogram!("empathd_time_to_first_token_seconds").record(self.started.elapsed());
+        match self.text_at.replace(Instant::now()) {
+            None => histogram!("empathd_time_to_first_token_seconds").record(self.started.elapsed()),
+            Some(before) => histogram!("empathd_inter_token_latency_seconds").record(before.elapsed()),
         }
     }
 
@@ -159,7 +224,7 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        if self.first_seen && !self.ended {
+        if self.text_at.is_some() && !self.ended {
             self.ended("cancelled");
         }
     }
@@ -177,17 +242,30 @@ pub(super) async fn read(
 
 /// Everything counted so far, and the values that are looked up when somebody reads them.
 fn render(door: &Door) -> String {
-    gauge!("empathd_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     let ready = door.appliance.readiness().engine == EngineState::Ready;
+    look_up(ready, door.appliance.counts());
+    install().render() + &adapter_info(door.appliance.adapter())
+}
+
+fn look_up(ready: bool, counts: Option<(u64, u64)>) {
+    gauge!("empathd_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge!("empathd_engine_up").set(f64::from(u8::from(ready)));
-    if let Some((records, audit_entries)) = door.appliance.counts() {
+    if let Some((records, audit_entries)) = counts {
         gauge!("empathd_records").set(records as f64);
         gauge!("empathd_audit_entries").set(audit_entries as f64);
     }
     if let Some(bytes) = resident_bytes() {
         gauge!("process_resident_memory_bytes").set(bytes as f64);
     }
-    install().render()
+}
+
+/// The generation that answers. Not a value of the recorder, which would go on telling of every earlier one.
+fn adapter_info(adapter: Option<AdapterId>) -> String {
+    let generation = adapter.map_or_else(|| "none".to_owned(), |id| id.to_string());
+    format!(
+        "# HELP empathd_adapter_info the generation that answers\n# TYPE empathd_adapter_info gauge\n\
+         empathd_adapter_info{{generation=\"{generation}\"}} 1\n"
+    )
 }
 
 /// Memory of this process that is in use, in bytes.
@@ -201,4 +279,87 @@ fn resident_bytes() -> Option<u64> {
         ProcessRefreshKind::nothing().with_memory(),
     );
     system.process(pid).map(sysinfo::Process::memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::measure;
+    use empathd_proto::engine::ServingStatus;
+    use empathd_proto::generate::{AnswerTimes, Finished, ServiceClass};
+    use std::collections::BTreeMap;
+
+    /// Name and kind of each metric in a text for Prometheus.
+    fn exported(text: &str) -> BTreeMap<&str, &str> {
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect()
+    }
+
+    /// Everything that counts something, once.
+    fn exercise() {
+        request(Route::Chat, StatusCode::OK, Duration::from_millis(3));
+        connection_lost(Lost::Sealed);
+        drop(Open::connection());
+        let mut meter = Meter::start();
+        meter.text();
+        meter.text();
+        meter.finished(FinishReason::Stop, Usage::default());
+        let times = AnswerTimes { queued_us: 1_000, prefill_us: 20_000, decode_us: 3_000_000 };
+        let finished = Finished {
+            reason: FinishReason::Stop,
+            prompt_tokens: 3,
+            cached_tokens: 2,
+            completion_tokens: 1,
+            drafted_tokens: 0,
+            accepted_tokens: 0,
+            expert_share: Vec::new(),
+            times,
+        };
+        measure::served(ServiceClass::Crisis, &finished);
+        measure::answer_cache(true);
+        measure::answer_cache_holds(9);
+        let before = ServingStatus { expert_chosen: vec![7, 7], steps: 5, ..ServingStatus::default() };
+        let now = ServingStatus { expert_chosen: vec![9, 1], steps: 8, ..ServingStatus::default() };
+        measure::engine(&before, &now);
+        look_up(true, Some((1, 2)));
+    }
+
+    #[test]
+    fn the_document_the_table_and_the_export_name_the_same_metrics() {
+        let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS);
+        let recorder = builder.expect("boundaries").build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            exercise();
+        });
+        let text = handle.render() + &adapter_info(None);
+        let table: BTreeMap<&str, &str> = ALL
+            .iter()
+            .map(|(kind, name, _)| {
+                let kind = match kind {
+                    Counter => "counter",
+                    Gauge => "gauge",
+                    Histogram => "histogram",
+                };
+                (*name, kind)
+            })
+            .collect();
+        assert_eq!(exported(&text), table, "what is exported is in the table, and the reverse");
+        let document = include_str!("../../../docs/METRICS.md");
+        let documented: BTreeMap<&str, &str> = document
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+            .map(|(name, rest)| (name, rest.split([',', ' ']).next().unwrap_or_default()))
+            .collect();
+        assert_eq!(documented, table, "what is documented is in the table, and the reverse");
+        for line in [
+            "empathd_queue_wait_seconds_bucket{class=\"crisis\",le=\"0.001\"} 1",
+            "empathd_decode_seconds_bucket{le=\"5\"} 1",
+            "empathd_engine_steps_total 3",
+            "empathd_expert_chosen_total{expert=\"0\"} 2",
+            "empathd_expert_chosen_total{expert=\"1\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
 }

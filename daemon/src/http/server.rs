@@ -67,7 +67,7 @@ impl Default for HttpLimits {
     fn default() -> Self {
         Self {
             connections: 512,
-            connections_per_address: 32,
+            connections_per_address: 128,
             handshake_ms: 5_000,
             head_ms: 5_000,
             body_bytes: 1024 * 1024,
@@ -81,6 +81,7 @@ impl Default for HttpLimits {
 }
 
 /// Serves the API until `drain` is cancelled and the work under way has ended, at most [`HttpLimits::drain_ms`] later.
+/// Meanwhile each new connection gets one response, so that whoever asks is told that the appliance is stopping.
 pub async fn serve(listener: TcpListener, app: Arc<App>, limits: HttpLimits, drain: CancellationToken) {
     serve_on(listener, Arc::new(app), limits, drain).await;
 }
@@ -98,29 +99,25 @@ pub(super) async fn serve_on(
     let drain_limit = Duration::from_millis(limits.drain_ms);
     let door = Arc::new(Door { appliance, limits, ending: ending.clone() });
     let server = Server { router: routes::router(door.clone()), door, drain: drain.clone(), cut: cut.clone() };
-    let connections = TaskTracker::new();
-    let mut upkeep = interval(UPKEEP);
-    loop {
-        let (socket, address) = tokio::select! {
-            () = drain.cancelled() => break,
-            _ = upkeep.tick() => { metrics::upkeep(); continue }
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => { pause(&error).await; continue }
-            },
-        };
-        match places.take(address.ip()) {
-            Some(place) => _ = connections.spawn(server.clone().connection(socket, place)),
-            None => metrics::connection_lost(Lost::NoPlace),
-        }
+    let (connections, late) = (TaskTracker::new(), TaskTracker::new());
+    tokio::select! {
+        () = drain.cancelled() => {}
+        never = server.accept(&listener, &places, &connections) => match never {},
     }
-    drop(listener);
     connections.close();
-    if timeout(drain_limit, connections.wait()).await.is_err() {
+    let ended = tokio::select! {
+        ended = timeout(drain_limit, connections.wait()) => ended.is_ok(),
+        never = server.accept(&listener, &places, &late) => match never {},
+    };
+    drop(listener);
+    if !ended {
         ending.cancel();
-        let _ = timeout(LAST_WORDS, connections.wait()).await;
+    }
+    late.close();
+    let all = async { tokio::join!(connections.wait(), late.wait()) };
+    if timeout(LAST_WORDS, all).await.is_err() {
         cut.cancel();
-        connections.wait().await;
+        tokio::join!(connections.wait(), late.wait());
     }
     info!("the API takes no more connections");
 }
@@ -142,6 +139,24 @@ struct Server {
 }
 
 impl Server {
+    /// Takes connections for as long as it is awaited.
+    async fn accept(&self, listener: &TcpListener, places: &Arc<Places>, connections: &TaskTracker) -> Infallible {
+        let mut upkeep = interval(UPKEEP);
+        loop {
+            let (socket, address) = tokio::select! {
+                _ = upkeep.tick() => { metrics::upkeep(); continue }
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => { pause(&error).await; continue }
+                },
+            };
+            match places.take(address.ip()) {
+                Some(place) => _ = connections.spawn(self.clone().connection(socket, place)),
+                None => metrics::connection_lost(Lost::NoPlace),
+            }
+        }
+    }
+
     /// One connection, from its first byte to its last.
     async fn connection(self, socket: TcpStream, place: Place) {
         let _open = (place, Open::connection());
@@ -164,10 +179,7 @@ impl Server {
         let _ = socket.set_nodelay(true);
         let limit = Duration::from_millis(self.door.limits.handshake_ms);
         let accepting = TlsAcceptor::from(config).accept(socket);
-        let stream = tokio::select! {
-            () = self.drain.cancelled() => return Err(Lost::Timeout),
-            accepted = timeout(limit, accepting) => accepted.map_err(|_| Lost::Timeout)?.map_err(|error| lost(&error))?,
-        };
+        let stream = timeout(limit, accepting).await.map_err(|_| Lost::Timeout)?.map_err(|error| lost(&error))?;
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let peer = certificates.first().and_then(|der| Peer::from_der(der)).ok_or(Lost::BadCertificate)?;
         Ok((stream, Arc::new(peer)))
@@ -195,7 +207,9 @@ impl Server {
             async { Ok::<_, Infallible>(handled.await) }
         });
         let limits = &self.door.limits;
+        let late = self.drain.is_cancelled();
         let connection = http1::Builder::new()
+            .keep_alive(!late)
             .timer(TokioTimer::new())
             .header_read_timeout(Duration::from_millis(limits.head_ms))
             .max_header_size(MAX_HEAD_BYTES)
@@ -206,7 +220,8 @@ impl Server {
         let age = Duration::from_millis(limits.connection_age_ms);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = either(self.drain.cancelled(), sleep(age)) => {
+            // A connection that has not asked yet would be closed by this before it could.
+            () = either(self.drain.cancelled(), sleep(age)), if !late => {
                 connection.as_mut().graceful_shutdown();
                 // One more answer and a minute to take it in; then a caller that does not read is cut.
                 let grace = Duration::from_millis(limits.answer_ms) + Duration::from_secs(60);

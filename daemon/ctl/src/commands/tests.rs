@@ -6,8 +6,8 @@ use crate::error::CtlError;
 use crate::session::{Edge, Session};
 use clap::Parser;
 use empathd_proto::admin::{
-    AdminReply, AdminRequest, ApiRole, AuditVerdict, CertSummary, EngineState, EnrolledCert, FromDaemon, SealState,
-    StatusReport, ToDaemon,
+    AdminReply, AdminRequest, ApiRole, AuditVerdict, CertSummary, EmbedderState, EngineState, EnrolledCert, FromDaemon,
+    SealState, StatusReport, ToDaemon,
 };
 use empathd_proto::report::IngestReport;
 use empathd_proto::{ErrorCode, Problem, StoreId};
@@ -49,6 +49,9 @@ fn status(state: SealState, size: Option<u64>) -> AdminReply {
         audit_entries: size,
         checkpoint: size.map(|size| checkpoint(STORE, size, 1)),
         train: None,
+        serving: None,
+        embedder: EmbedderState::None,
+        embedder_problem: None,
         uptime_s: 1,
     })
 }

@@ -2,7 +2,8 @@
 
 use super::table::facts;
 use super::words::{count, duration};
-use empathd_proto::admin::{EngineState, SealState, StatusReport};
+use empathd_proto::admin::{EmbedderState, EngineState, SealState, StatusReport};
+use empathd_proto::engine::ServingStatus;
 use empathd_proto::report::{JobState, TrainStatus};
 
 /// The whole screen.
@@ -19,6 +20,13 @@ fn lines(status: &StatusReport) -> Vec<(&'static str, String)> {
     lines.push(("API", api(status)));
     lines.push(("engine", engine(status)));
     lines.push(("model", status.model.clone().unwrap_or_else(|| "none".into())));
+    if let Some(embeddings) = embeddings(status) {
+        lines.push(("embeddings", embeddings));
+    }
+    if let Some(serving) = &status.serving {
+        lines.push(("answers", answers(serving)));
+        lines.push(("memory", memory(serving)));
+    }
     if status.state == SealState::Unsealed {
         lines.push((
             "adapter",
@@ -52,7 +60,40 @@ fn engine(status: &StatusReport) -> String {
         EngineState::Ready => "ready".into(),
         EngineState::Loading => "loading the model".into(),
         EngineState::Down => "not connected; nothing is answered until it is".into(),
+        EngineState::Stuck => "stuck: answers wait and it takes no step".into(),
     }
+}
+
+fn embeddings(status: &StatusReport) -> Option<String> {
+    match (status.embedder, &status.embedder_problem) {
+        (EmbedderState::None, _) => None,
+        (EmbedderState::Failed, Some(why)) => Some(format!("not possible: {why}")),
+        (state, _) => Some(state.to_string()),
+    }
+}
+
+/// Who is being answered now, and what became of the others since the engine started.
+fn answers(serving: &ServingStatus) -> String {
+    let waiting: u64 = serving.waiting.iter().copied().map(u64::from).sum();
+    let refused: u64 = serving.refused.iter().sum();
+    let mut text = format!("{} running, {} waiting", count(serving.running.into()), count(waiting));
+    for (number, what) in [(refused, "refused"), (serving.late, "too late")] {
+        if number > 0 {
+            text.push_str(&format!(", {} {what} since its start", count(number)));
+        }
+    }
+    text
+}
+
+/// How full the memory of keys and values is, and how much of it was of use again.
+fn memory(serving: &ServingStatus) -> String {
+    let (used, room) = serving.kv_tokens;
+    let mut text = format!("{} of {} tokens", count(used), count(room));
+    let share = |(asked, found): (u64, u64)| (asked > 0).then(|| 100 * found / asked);
+    if let Some(percent) = share(serving.prefix_tokens) {
+        text.push_str(&format!(", {percent} % of prompts found in it"));
+    }
+    text
 }
 
 fn training(job: &TrainStatus) -> String {
@@ -74,6 +115,9 @@ fn next(status: &StatusReport) -> String {
         (SealState::Uninitialised, _) => "Next: empathctl init".into(),
         (SealState::Sealed, _) => "Next: empathctl unseal".into(),
         (_, EngineState::Down) => "Next: systemctl status empathd-engine; journalctl -u empathd-engine -n 50".into(),
+        (_, EngineState::Stuck) => {
+            "Next: systemctl restart empathd-engine; answers under way are finished after it".into()
+        }
         (_, EngineState::Loading) => "Next: wait a moment, then empathctl status".into(),
         _ if running => "Next: empathctl train status --follow".into(),
         _ if paused => "Next: empathctl train start goes on with the paused job".into(),
@@ -102,6 +146,9 @@ mod tests {
             audit_entries: None,
             checkpoint: None,
             train: None,
+            serving: None,
+            embedder: EmbedderState::None,
+            embedder_problem: None,
             uptime_s: 4,
         }
     }
@@ -140,19 +187,32 @@ mod tests {
             audit_entries: Some(678),
             checkpoint: Some(checkpoint(StoreId::from_bytes([9; 16]), 678, 1)),
             train: Some(job),
+            serving: Some(ServingStatus {
+                running: 3,
+                waiting: [0, 2, 1],
+                refused: [0, 40, 0],
+                kv_tokens: (1_234, 45_000),
+                prefix_tokens: (400, 100),
+                ..ServingStatus::default()
+            }),
+            embedder: EmbedderState::Failed,
+            embedder_problem: Some("the file is cut short".into()),
             uptime_s: 90_061,
             ..fresh()
         };
         expect![[r#"
             Empathd 0.1.0, up 1 d 1 h
 
-              store     unsealed, 12,345 records
-              audit     678 entries
-              API       serving on https://127.0.0.1:8443
-              engine    ready
-              model     SmolLM2-135M-Instruct
-              adapter   adapter_01010101010101010101010101010101
-              training  running, step 40 of 200, 12 min 5 s left
+              store       unsealed, 12,345 records
+              audit       678 entries
+              API         serving on https://127.0.0.1:8443
+              engine      ready
+              model       SmolLM2-135M-Instruct
+              embeddings  not possible: the file is cut short
+              answers     3 running, 3 waiting, 40 refused since its start
+              memory      1,234 of 45,000 tokens, 25 % of prompts found in it
+              adapter     adapter_01010101010101010101010101010101
+              training    running, step 40 of 200, 12 min 5 s left
 
             Next: empathctl train status --follow
         "#]]
@@ -165,6 +225,7 @@ mod tests {
         let steps = [
             (StatusReport { state: SealState::Sealed, ..fresh() }, "unseal"),
             (StatusReport { engine: EngineState::Down, ..unsealed.clone() }, "systemctl status empathd-engine"),
+            (StatusReport { engine: EngineState::Stuck, ..unsealed.clone() }, "restart empathd-engine"),
             (StatusReport { engine: EngineState::Loading, ..unsealed.clone() }, "wait"),
             (StatusReport { records: Some(0), ..unsealed.clone() }, "ingest"),
             (StatusReport { records: Some(5), ..unsealed.clone() }, "train start"),

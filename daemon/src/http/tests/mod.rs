@@ -290,7 +290,7 @@ async fn one_address_gets_no_more_than_its_share() {
 
 #[tokio::test]
 async fn draining_ends_answers_under_way_and_takes_no_more() {
-    let served = Served::with(HttpLimits { drain_ms: 100, ..HttpLimits::default() }).await;
+    let served = Served::with(HttpLimits { drain_ms: 1_000, ..HttpLimits::default() }).await;
     let (quick, endless) = (served.fake.will_answer(), served.ehr().await);
     let mut endless = endless;
     endless.write_all(post(HELLO_STREAM).as_bytes()).await.expect("written");
@@ -299,7 +299,13 @@ async fn draining_ends_answers_under_way_and_takes_no_more() {
     while !String::from_utf8_lossy(&seen).contains("one") {
         assert_ne!(endless.read_buf(&mut seen).await.expect("reads"), 0);
     }
+    served.fake.stop();
     served.drain.cancel();
+    let ready = served.ask(&get("/readyz")).await;
+    assert!(ready.starts_with("HTTP/1.1 503") && json(&ready)["reason"] == "the appliance is stopping", "{ready}");
+    let refused = served.chat(HELLO).await;
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after: "), "{refused}");
+    assert_eq!(json(&refused)["code"], "shutting_down");
     let last = rest(&mut endless).await;
     assert!(last.contains("shutting_down") && !last.contains("[DONE]"), "{last}");
     served.task.await.expect("ends");

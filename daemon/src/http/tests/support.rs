@@ -19,7 +19,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -59,6 +59,7 @@ pub(super) struct Fake {
     /// What the next chat gives.
     pub(super) chat: Mutex<Option<Result<mpsc::Receiver<AnswerEvent>, Problem>>>,
     pub(super) engine: Mutex<EngineState>,
+    draining: AtomicBool,
 }
 
 impl Fake {
@@ -74,6 +75,7 @@ impl Fake {
             performed: Mutex::default(),
             chat: Mutex::default(),
             engine: Mutex::new(EngineState::Ready),
+            draining: AtomicBool::new(false),
         })
     }
 
@@ -104,6 +106,11 @@ impl Fake {
         self.changed.send_modify(|version| *version += 1);
     }
 
+    /// From here on it says that it is stopping, and takes no chat.
+    pub(super) fn stop(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn seal(&self) {
         *self.tls.lock().expect("not poisoned") = None;
     }
@@ -131,6 +138,7 @@ impl Fake {
         match action {
             Action::Unknown => Err(refused(ErrorCode::NotFound)),
             action if !action.allowed(actor) => Err(refused(ErrorCode::Forbidden)),
+            Action::Chat(_) if self.draining.load(Ordering::Relaxed) => Err(refused(ErrorCode::ShuttingDown)),
             Action::Chat(call) => {
                 let events = self.chat.lock().expect("not poisoned").take().expect("a chat was planned")?;
                 let id = RequestId::from_bytes([7; 16]);
@@ -165,7 +173,11 @@ impl Appliance for Arc<Fake> {
 
     fn readiness(&self) -> Readiness {
         let engine = *self.engine.lock().expect("not poisoned");
-        Readiness { store: SealState::Unsealed, engine, draining: false }
+        Readiness { store: SealState::Unsealed, engine, draining: self.draining.load(Ordering::Relaxed) }
+    }
+
+    fn adapter(&self) -> Option<empathd_proto::AdapterId> {
+        None
     }
 
     fn counts(&self) -> Option<(u64, u64)> {
