@@ -148,6 +148,12 @@ impl Tokenizer {
         self.bytes.get(id as usize).map_or(&[], |bytes| bytes)
     }
 
+    /// The tokens that end an answer, smallest first.
+    #[must_use]
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
     /// Whether a token ends an answer.
     #[must_use]
     pub fn is_end(&self, id: u32) -> bool {

@@ -109,7 +109,7 @@ impl Generation {
         Ok(Self {
             cache: KvCache::new(config, backbone.device()),
             load: ExpertLoad::default(),
-            text: TextStream::new(plan.stop.clone()),
+            text: TextStream::new(plan.stop.clone()).unwrap_or_default(),
             last: None,
             made: 0,
             allowed: plan.max_tokens.min(count(room)),
