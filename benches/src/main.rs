@@ -2,6 +2,7 @@
 //! file of its own; this one only chooses and writes.
 #![expect(clippy::disallowed_methods, reason = "benches read randomness and the environment")]
 
+mod api;
 mod inference;
 mod ingest;
 mod measure;
@@ -36,6 +37,8 @@ enum Claim {
     Store(store::Options),
     /// Tokens a second of training on random weights of the reference shape
     Train(train::Options),
+    /// How long callers wait over mutual TLS, and what becomes of them when too many come
+    Api(api::Options),
     /// Tokens a second of reading prompts and of answering
     Inference(inference::Options),
 }
@@ -61,6 +64,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Claim::Ingest(options) => ingest::measure(options)?,
         Claim::Store(options) => store::measure(options)?,
         Claim::Train(options) => train::measure(options)?,
+        Claim::Api(options) => api::measure(options)?,
         Claim::Inference(options) => inference::measure(options)?,
     };
     let text = serde_json::to_string_pretty(&figures)?;

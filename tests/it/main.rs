@@ -20,3 +20,5 @@ mod stage;
 mod faults;
 /// The main job, end to end.
 mod flow;
+/// Many at once: callers who leave, more than can be answered, a change of generation, a stop.
+mod serving;

@@ -220,6 +220,14 @@ impl Appliance {
         }
     }
 
+    /// Tells it to stop in order, and waits for nothing.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn begin_stop(&self) -> anyhow::Result<()> {
+        send(self.pid(), Signal::TERM)
+    }
+
     /// Stops it in order and waits for its end.
     ///
     /// # Errors

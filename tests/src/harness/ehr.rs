@@ -5,6 +5,7 @@ use anyhow::{Context, bail, ensure};
 use empathd_proto::chat::{AnswerNotes, ChatChunk, Usage};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::SendRequest;
 use hyper::{Method, Request, Response, header};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -17,7 +18,9 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// Longest wait for a whole answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(300);
@@ -31,8 +34,29 @@ const KNOCK: &[u8] = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: clo
 /// A client of the API.
 pub struct Ehr {
     runtime: Runtime,
+    caller: Caller,
+}
+
+/// The same client for programs that run many requests at once.
+#[derive(Clone)]
+pub struct Caller {
     address: String,
     tls: TlsConnector,
+}
+
+/// A connection that is kept from one request to the next, as a record system keeps its own.
+pub struct Line {
+    sender: SendRequest<Full<Bytes>>,
+    connection: JoinHandle<()>,
+}
+
+/// The end of a streamed answer: the answer, or the refusal before it began.
+#[derive(Debug, Clone)]
+pub enum Answered {
+    /// It was given to its end.
+    Whole(Streamed),
+    /// It was refused.
+    Refused(Reply),
 }
 
 /// A plain answer.
@@ -89,7 +113,23 @@ impl Ehr {
 
     fn with_config(api: &str, config: ClientConfig) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { runtime, address: api.to_owned(), tls: TlsConnector::from(Arc::new(config)) })
+        let caller = Caller { address: api.to_owned(), tls: TlsConnector::from(Arc::new(config)) };
+        Ok(Self { runtime, caller })
+    }
+
+    /// The same client for programs that have a runtime of their own.
+    #[must_use]
+    pub fn caller(&self) -> Caller {
+        self.caller.clone()
+    }
+
+    /// Another one with the same certificate, for another thread.
+    ///
+    /// # Errors
+    /// When the system gives no runtime.
+    pub fn again(&self) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { runtime, caller: self.caller.clone() })
     }
 
     /// `GET path`.
@@ -118,34 +158,9 @@ impl Ehr {
 
     fn call(&self, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<Reply> {
         self.runtime.block_on(async {
-            tokio::time::timeout(ANSWER_WITHIN, self.exchange(method, path, body)).await.context("no answer in time")?
+            let exchange = async { self.caller.connect().await?.exchange(method, path, body).await };
+            tokio::time::timeout(ANSWER_WITHIN, exchange).await.context("no answer in time")?
         })
-    }
-
-    async fn exchange(&self, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<Reply> {
-        let response = self.send(method, path, body).await?;
-        let status = response.status().as_u16();
-        let text = |value: &header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-        let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
-        let bytes = http_body_util::Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await;
-        let bytes = bytes.map_err(|error| anyhow::anyhow!("the body broke off: {error}"))?.to_bytes();
-        let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into());
-        Ok(Reply { status, headers, body })
-    }
-
-    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<Response<Incoming>> {
-        let tcp = TcpStream::connect(&self.address).await.with_context(|| format!("cannot reach {}", self.address))?;
-        tcp.set_nodelay(true)?;
-        let tls = self.tls.connect(server_name()?, tcp).await.context("the TLS handshake failed")?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
-        tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "localhost")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body)))?;
-        sender.send_request(request).await.context("the request was not answered")
     }
 
     /// A streamed answer to a chat; `on_text` is called with each piece as it comes.
@@ -153,25 +168,99 @@ impl Ehr {
     /// # Errors
     /// When it is refused, breaks off, or ends without `[DONE]`.
     pub fn stream(&self, chat: &Value, on_text: &mut dyn FnMut(&str)) -> anyhow::Result<Streamed> {
-        let mut chat = chat.clone();
-        chat["stream"] = true.into();
-        chat["stream_options"] = serde_json::json!({ "include_usage": true });
-        self.runtime.block_on(async {
-            let work = self.follow(serde_json::to_vec(&chat)?, on_text);
+        let answered = self.runtime.block_on(async {
+            let work = async { self.caller.connect().await?.stream(chat, on_text).await };
             tokio::time::timeout(ANSWER_WITHIN, work).await.context("the stream did not end in time")?
-        })
+        })?;
+        match answered {
+            Answered::Whole(answer) => Ok(answer),
+            Answered::Refused(reply) => bail!("the answer was refused with {}: {}", reply.status, reply.body),
+        }
     }
 
-    async fn follow(&self, body: Vec<u8>, on_text: &mut dyn FnMut(&str)) -> anyhow::Result<Streamed> {
+    /// Asks for a streamed answer and leaves after so many bytes of it; 0 is right after the question.
+    ///
+    /// # Errors
+    /// When the question cannot be asked.
+    pub fn leave_after(&self, chat: &Value, bytes: usize) -> anyhow::Result<()> {
+        self.runtime.block_on(async { self.caller.connect().await?.leave_after(chat, bytes).await })
+    }
+}
+
+impl Caller {
+    /// A fresh connection.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub async fn connect(&self) -> anyhow::Result<Line> {
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(self.open().await?)).await?;
+        Ok(Line { sender, connection: tokio::spawn(async move { drop(connection.await) }) })
+    }
+
+    /// The bare stream of a fresh connection.
+    async fn open(&self) -> anyhow::Result<TlsStream<TcpStream>> {
+        let tcp = TcpStream::connect(&self.address).await.with_context(|| format!("cannot reach {}", self.address))?;
+        tcp.set_nodelay(true)?;
+        self.tls.connect(server_name()?, tcp).await.context("the TLS handshake failed")
+    }
+
+    /// Asks for a streamed answer and takes it in byte by byte, with a pause after each, for as long as it is awaited.
+    ///
+    /// # Errors
+    /// When the question cannot be asked.
+    pub async fn read_slowly(&self, chat: &Value, pause: Duration) -> anyhow::Result<()> {
+        let mut tls = self.open().await?;
+        let body = streamed(chat)?;
+        let head =
+            format!("POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
+        tls.write_all(head.as_bytes()).await?;
+        tls.write_all(&body).await?;
+        while tls.read_u8().await.is_ok() {
+            tokio::time::sleep(pause).await;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Line {
+    /// One request and its plain answer.
+    ///
+    /// # Errors
+    /// When the connection fails; a status of refusal is an answer.
+    pub async fn exchange(&mut self, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<Reply> {
+        let response = self.send(method, path, body).await?;
+        reply(response).await
+    }
+
+    async fn send(&mut self, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<Response<Incoming>> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "localhost")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))?;
+        self.sender.ready().await.context("the connection is gone")?;
+        self.sender.send_request(request).await.context("the request was not answered")
+    }
+
+    /// A streamed answer to a chat; `on_text` is called with each piece as it comes.
+    ///
+    /// # Errors
+    /// When it breaks off or ends without `[DONE]`.
+    pub async fn stream(&mut self, chat: &Value, on_text: &mut dyn FnMut(&str)) -> anyhow::Result<Answered> {
         let began = Instant::now();
         let elapsed_ms = || began.elapsed().as_secs_f64() * 1000.0;
-        let response = self.send(Method::POST, "/v1/chat/completions", body).await?;
-        let status = response.status();
-        let mut body = response.into_body();
-        if !status.is_success() {
-            let bytes = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-            bail!("the answer was refused with {status}: {}", String::from_utf8_lossy(&bytes));
+        let response = self.send(Method::POST, "/v1/chat/completions", streamed(chat)?).await?;
+        if !response.status().is_success() {
+            return Ok(Answered::Refused(reply(response).await?));
         }
+        let mut body = response.into_body();
         let mut events = Events::default();
         let mut answer = Streamed {
             text: String::new(),
@@ -197,7 +286,56 @@ impl Ehr {
         }
         ensure!(events.done, "the stream ended without [DONE]");
         answer.total_ms = elapsed_ms();
-        Ok(answer)
+        Ok(Answered::Whole(answer))
+    }
+
+    /// Asks for a streamed answer and cuts the connection after so many bytes of it; 0 is right after the question.
+    ///
+    /// # Errors
+    /// When the question cannot be asked.
+    pub async fn leave_after(mut self, chat: &Value, bytes: usize) -> anyhow::Result<()> {
+        if bytes == 0 {
+            // Long enough for the question to be read, too short for an answer that is worth having.
+            let asking = self.send(Method::POST, "/v1/chat/completions", streamed(chat)?);
+            let _ = tokio::time::timeout(Duration::from_millis(5), asking).await;
+        } else {
+            let mut body = self.send(Method::POST, "/v1/chat/completions", streamed(chat)?).await?.into_body();
+            let mut seen = 0;
+            while seen < bytes {
+                let Some(Ok(frame)) = body.frame().await else { break };
+                seen += frame.data_ref().map_or(0, Bytes::len);
+            }
+        }
+        // The socket is closed when its task has ended.
+        self.connection.abort();
+        let _ = (&mut self.connection).await;
+        Ok(())
+    }
+}
+
+/// The body that asks for the same chat as a stream.
+fn streamed(chat: &Value) -> anyhow::Result<Vec<u8>> {
+    let mut chat = chat.clone();
+    chat["stream"] = true.into();
+    chat["stream_options"] = serde_json::json!({ "include_usage": true });
+    Ok(serde_json::to_vec(&chat)?)
+}
+
+async fn reply(response: Response<Incoming>) -> anyhow::Result<Reply> {
+    let status = response.status().as_u16();
+    let text = |value: &header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+    let bytes = http_body_util::Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await;
+    let bytes = bytes.map_err(|error| anyhow::anyhow!("the body broke off: {error}"))?.to_bytes();
+    let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into());
+    Ok(Reply { status, headers, body })
+}
+
+impl Reply {
+    /// The value of a header; its name in lower case.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -257,7 +395,7 @@ pub fn without_certificate(api: &str, ca: &Path) -> anyhow::Result<Refusal> {
     let ehr = Ehr::with_config(api, config)?;
     ehr.runtime.block_on(async {
         let tcp = TcpStream::connect(api).await.with_context(|| format!("cannot reach {api}"))?;
-        match ehr.tls.connect(server_name()?, tcp).await {
+        match ehr.caller.tls.connect(server_name()?, tcp).await {
             Ok(tls) => knock(tls).await,
             Err(error) => Ok(Refusal { application_bytes: 0, ended: error.to_string() }),
         }
