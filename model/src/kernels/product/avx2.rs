@@ -197,9 +197,9 @@ unsafe fn sum_q8<const R: usize>(x: [*const InputBlock; R], w: *const u8, half: 
             for r in 0..R {
                 let x = x[r].add(block);
                 let mut dot = _mm256_setzero_si256();
-                for g in 0..8 {
+                for (g, &weights) in bytes.iter().enumerate() {
                     // |w|·(x·sign w): two products of at most 128·127 stay below 2^15.
-                    let signed = _mm256_xor_si256(bytes[g], sign);
+                    let signed = _mm256_xor_si256(weights, sign);
                     let moved = _mm256_sign_epi8(four(x, g), signed);
                     let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(signed), moved);
                     dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, ones));
@@ -229,9 +229,9 @@ unsafe fn sum_q6<const R: usize>(x: [*const InputBlock; R], w: *const u8, half: 
                 for r in 0..R {
                     let x = x[r].add(block);
                     let mut dot = _mm256_set1_epi32(-32 * (*x).sums[part]);
-                    for g in 0..4 {
+                    for (g, &weights) in bytes.iter().enumerate() {
                         // Two products of at most 63·127 stay below 2^15.
-                        let pairs = _mm256_maddubs_epi16(bytes[g], four(x, part * 4 + g));
+                        let pairs = _mm256_maddubs_epi16(weights, four(x, part * 4 + g));
                         dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, ones));
                     }
                     let scale = _mm256_mul_ps(scales, _mm256_set1_ps((*x).scale));

@@ -177,8 +177,8 @@ unsafe fn sum_q8<const R: usize>(x: [*const InputBlock; R], w: *const u8, blocks
             for r in 0..R {
                 let x = x[r].add(block);
                 let mut dot = _mm512_set1_epi32(-128 * ((*x).sums[0] + (*x).sums[1]));
-                for g in 0..8 {
-                    dot = _mm512_dpbusd_epi32(dot, bytes[g], four(x, g));
+                for (g, &weights) in bytes.iter().enumerate() {
+                    dot = _mm512_dpbusd_epi32(dot, weights, four(x, g));
                 }
                 let scale = _mm512_mul_ps(scales, _mm512_set1_ps((*x).scale));
                 sums[r] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dot), sums[r]);
@@ -205,8 +205,8 @@ unsafe fn sum_q6<const R: usize>(x: [*const InputBlock; R], w: *const u8, blocks
                 for r in 0..R {
                     let x = x[r].add(block);
                     let mut dot = _mm512_set1_epi32(-32 * (*x).sums[half]);
-                    for g in 0..4 {
-                        dot = _mm512_dpbusd_epi32(dot, bytes[g], four(x, half * 4 + g));
+                    for (g, &weights) in bytes.iter().enumerate() {
+                        dot = _mm512_dpbusd_epi32(dot, weights, four(x, half * 4 + g));
                     }
                     let scale = _mm512_mul_ps(scales, _mm512_set1_ps((*x).scale));
                     sums[r] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dot), sums[r]);

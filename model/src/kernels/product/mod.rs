@@ -104,6 +104,19 @@ impl<'a> OutRows<'a> {
         Self { start: self.start, len: self.len, stride: self.stride, borrow: PhantomData }
     }
 
+    /// The rows from `row` on.
+    ///
+    /// # Panics
+    /// There is no such row.
+    #[must_use]
+    pub fn from_row(&mut self, row: usize) -> OutRows<'_> {
+        let at = row * self.stride;
+        assert!(at <= self.len, "a row of the output");
+        // SAFETY: inside the borrowed slice, as asserted.
+        let start = unsafe { self.start.add(at) };
+        OutRows { start, len: self.len - at, stride: self.stride, borrow: PhantomData }
+    }
+
     /// # Panics
     /// `rows` rows of `cols` numbers reach beyond the slice or into each other.
     fn check(&self, rows: usize, cols: usize) {
@@ -199,8 +212,8 @@ pub struct LowRank<'a> {
 impl LowRank<'_> {
     /// How many rows there are.
     #[must_use]
-    pub const fn rows(&self) -> usize {
-        if self.runs_per_row == 0 { 0 } else { self.runs.len() / self.runs_per_row }
+    pub fn rows(&self) -> usize {
+        self.runs.len().checked_div(self.runs_per_row).unwrap_or(0)
     }
 
     /// The numbers of a row.
