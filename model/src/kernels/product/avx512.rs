@@ -6,6 +6,9 @@ use crate::kernels::activation::{InputBlock, quantise_row};
 use crate::kernels::packed::{PackKind, PackedMatrix, TILE, q8_quants_at};
 use std::arch::x86_64::*;
 
+/// How many bytes ahead weights are asked for; measured.
+const AHEAD: usize = 2048;
+
 /// Whether the processor has what this file uses.
 pub(super) fn is_available() -> bool {
     is_x86_feature_detected!("avx512f")
@@ -120,6 +123,15 @@ unsafe fn load_halves(at: *const u8) -> __m512 {
     _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(at.cast()) })
 }
 
+/// Asks for `LINES` cache lines of weights that will be read soon: of this tile or of the next one, which follows it.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn fetch_ahead<const LINES: usize>(at: *const u8) {
+    for line in 0..LINES {
+        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line * 64).cast());
+    }
+}
+
 /// Inputs `4·group` to `4·group + 3` of a block in every lane.
 ///
 /// # Safety
@@ -142,6 +154,7 @@ unsafe fn sum_q4<const R: usize>(x: [*const InputBlock; R], w: *const u8, blocks
         // SAFETY: `block` is below `blocks`.
         unsafe {
             let at = w.add(block * 320);
+            fetch_ahead::<5>(at);
             let bytes: [__m512i; 4] = std::array::from_fn(|g| _mm512_load_si512(at.add(64 + g * 64).cast()));
             let first = bytes.map(|b| _mm512_and_si512(b, low));
             let second = bytes.map(|b| _mm512_and_si512(_mm512_srli_epi16::<4>(b), low));
@@ -172,6 +185,7 @@ unsafe fn sum_q8<const R: usize>(x: [*const InputBlock; R], w: *const u8, blocks
         // SAFETY: `block` is below `blocks`.
         unsafe {
             let at = w.add(q8_quants_at(blocks) + block * 512);
+            fetch_ahead::<8>(at);
             let bytes: [__m512i; 8] = std::array::from_fn(|g| _mm512_load_si512(at.add(g * 64).cast()));
             let scales = load_halves(w.add(block * 32));
             for r in 0..R {
