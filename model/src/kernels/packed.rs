@@ -17,7 +17,7 @@
 //! fill a block or a tile are zeros.
 
 use super::format::{BLOCK, WeightBlock, WeightFormat};
-use super::lines::Lines;
+use super::lines::{Arena, Lines};
 use half::{bf16, f16};
 
 /// Outputs of one tile.
@@ -131,11 +131,32 @@ pub(super) const fn q8_quants_at(blocks: usize) -> usize {
 }
 
 impl PackedMatrix {
+    /// Bytes of memory that such a matrix will take.
+    #[must_use]
+    pub const fn bytes_for(kind: PackKind, rows: usize, cols: usize) -> usize {
+        (rows.div_ceil(TILE) * kind.tile_bytes(cols)).next_multiple_of(64)
+    }
+
     /// Reads `rows × cols` weights from the bytes of a file; `row_order(i)` is the row of the file that becomes row `i`.
     ///
     /// # Errors
     /// The bytes are not such a matrix.
     pub fn pack(
+        format: WeightFormat,
+        rows: usize,
+        cols: usize,
+        bytes: &[u8],
+        row_order: &dyn Fn(usize) -> usize,
+    ) -> Result<Self, PackError> {
+        Self::pack_in(None, format, rows, cols, bytes, row_order)
+    }
+
+    /// As [`pack`](Self::pack), in an arena.
+    ///
+    /// # Errors
+    /// The bytes are not such a matrix.
+    pub fn pack_in(
+        arena: Option<&mut Arena>,
         format: WeightFormat,
         rows: usize,
         cols: usize,
@@ -151,7 +172,7 @@ impl PackedMatrix {
         if bytes.len() != needed {
             return Err(PackError::Bytes { needed, given: bytes.len() });
         }
-        let mut matrix = Self::empty(PackKind::of(format), rows, cols);
+        let mut matrix = Self::empty(arena, PackKind::of(format), rows, cols);
         for row in 0..rows {
             let source = row_order(row);
             if source >= rows {
@@ -171,7 +192,7 @@ impl PackedMatrix {
     pub fn from_f32(kind: PackKind, rows: usize, cols: usize, values: &[f32]) -> Self {
         assert!(rows > 0 && cols > 0 && rows <= SIDE_MAX && cols <= SIDE_MAX, "a matrix without a shape");
         assert_eq!(values.len(), rows * cols, "as many numbers as the shape says");
-        let mut matrix = Self::empty(kind, rows, cols);
+        let mut matrix = Self::empty(None, kind, rows, cols);
         for (row, values) in values.chunks_exact(cols).enumerate() {
             if kind.is_quantised() {
                 for (index, chunk) in values.chunks(BLOCK).enumerate() {
@@ -186,9 +207,10 @@ impl PackedMatrix {
         matrix
     }
 
-    fn empty(kind: PackKind, rows: usize, cols: usize) -> Self {
-        let tile_bytes = kind.tile_bytes(cols);
-        Self { kind, rows, cols, tile_bytes, lines: Lines::zeroed(rows.div_ceil(TILE) * tile_bytes) }
+    fn empty(arena: Option<&mut Arena>, kind: PackKind, rows: usize, cols: usize) -> Self {
+        let bytes = Self::bytes_for(kind, rows, cols);
+        let lines = arena.map_or_else(|| Lines::zeroed(bytes), |arena| arena.take(bytes));
+        Self { kind, rows, cols, tile_bytes: kind.tile_bytes(cols), lines }
     }
 
     /// Outputs.
@@ -212,7 +234,7 @@ impl PackedMatrix {
     /// Bytes of memory, all of which a product over every tile reads.
     #[must_use]
     pub const fn bytes_len(&self) -> usize {
-        self.lines.bytes().len()
+        self.lines.len()
     }
 
     /// Units of 16 outputs, the smallest that a thread can take.
