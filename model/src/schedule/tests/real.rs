@@ -1,0 +1,1 @@
+//! The scheduler over a tiny real model.
