@@ -345,10 +345,13 @@ mod tests {
             })
             .collect();
         assert_eq!(exported(&text), table, "what is exported is in the table, and the reverse");
-        let document = include_str!("../../../docs/METRICS.md");
+        // The chapters behind the table of metrics have tables of their own.
+        let document = include_str!("../../../docs/METRICS.md").split("\n## ").next().unwrap_or_default();
         let documented: BTreeMap<&str, &str> = document
             .lines()
             .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+            // The figures of the bench stand in a table of their own.
+            .filter(|(name, _)| name.starts_with("empathd_") || name.starts_with("process_"))
             .map(|(name, rest)| (name, rest.split([',', ' ']).next().unwrap_or_default()))
             .collect();
         assert_eq!(documented, table, "what is documented is in the table, and the reverse");
