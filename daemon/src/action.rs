@@ -3,9 +3,9 @@
 
 use crate::actor::{Actor, AdminRole};
 use crate::admin::upload::{ProgressSink, Upload};
+use crate::inference::call::{AnswerCall, EmbedCall};
 use empathd_proto::admin::{ApiRole, TrainOptions};
 use empathd_proto::audit::{ActionKind, SignedCheckpoint};
-use empathd_proto::generate::PlainMessage;
 use empathd_proto::ids::{AdapterId, JobId};
 use empathd_proto::secret::Secret;
 
@@ -102,7 +102,11 @@ pub enum Action {
         progress: ProgressSink,
     },
     /// Answer a conversation. Certificates of role `ehr`, while unsealed.
-    Chat(ChatCall),
+    Chat(Box<AnswerCall>),
+    /// Go on with texts. Certificates of role `ehr`, while unsealed.
+    Complete(Box<AnswerCall>),
+    /// Make embeddings of texts. Certificates of role `ehr`, while unsealed.
+    Embed(EmbedCall),
     /// List models. Certificates of role `ehr`, while unsealed.
     ModelList,
     /// Read metrics. Any enrolled certificate, while unsealed.
@@ -150,6 +154,8 @@ impl Action {
             Action::AuditTail { .. } => ActionKind::AuditTail,
             Action::AuditVerify { .. } => ActionKind::AuditVerify,
             Action::Chat(_) => ActionKind::Chat,
+            Action::Complete(_) => ActionKind::Complete,
+            Action::Embed(_) => ActionKind::Embed,
             Action::ModelList => ActionKind::ModelList,
             Action::Metrics => ActionKind::Metrics,
             Action::Unknown => ActionKind::Unknown,
@@ -163,15 +169,34 @@ impl Action {
             Actor::Stranger { .. } => false,
             Actor::Appliance => matches!(self, Action::AdapterPromote { .. }),
             Actor::LocalUser { role: AdminRole::Observer, .. } => matches!(self, Action::Status),
-            Actor::LocalUser { role: AdminRole::Administrator, .. } => !matches!(
-                self,
-                Action::Chat(_) | Action::ModelList | Action::Metrics | Action::Health | Action::Unknown
-            ),
-            Actor::Certificate { role: ApiRole::Ehr, .. } => {
-                matches!(self, Action::Chat(_) | Action::ModelList | Action::Metrics | Action::Health)
+            Actor::LocalUser { role: AdminRole::Administrator, .. } => {
+                !self.is_of_the_api() && !matches!(self, Action::Unknown)
             }
+            Actor::Certificate { role: ApiRole::Ehr, .. } => self.is_of_the_api(),
             Actor::Certificate { role: ApiRole::Monitor, .. } => matches!(self, Action::Metrics | Action::Health),
         }
+    }
+
+    /// Whether only certificates may ask for it.
+    fn is_of_the_api(&self) -> bool {
+        matches!(
+            self,
+            Action::Chat(_)
+                | Action::Complete(_)
+                | Action::Embed(_)
+                | Action::ModelList
+                | Action::Metrics
+                | Action::Health
+        )
+    }
+
+    /// Whether it begins something that takes its time: an appliance that stops does not.
+    #[must_use]
+    pub fn begins_work(&self) -> bool {
+        matches!(
+            self,
+            Action::Chat(_) | Action::Complete(_) | Action::Embed(_) | Action::Ingest { .. } | Action::TrainStart(_)
+        )
     }
 
     /// The state it needs.
@@ -191,49 +216,12 @@ impl Action {
     }
 }
 
-/// A conversation to answer, with every value within its range (`http/chat.rs` checks them).
-#[derive(Clone, PartialEq)]
-pub struct ChatCall {
-    /// Model name as the caller gave it.
-    pub model: String,
-    /// The conversation, at least one message.
-    pub messages: Vec<PlainMessage>,
-    /// Most tokens of the answer; the configured number when absent.
-    pub max_tokens: Option<u32>,
-    /// 0 (greedy) to 2.
-    pub temperature: f32,
-    /// In (0, 1].
-    pub top_p: f32,
-    /// Same seed, same answer; a fresh one when absent.
-    pub seed: Option<u64>,
-    /// Strings that end the answer, at most four.
-    pub stop: Vec<String>,
-}
-
-impl std::fmt::Debug for ChatCall {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ChatCall({} messages)", self.messages.len())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn upload() -> Upload {
         Upload::new(0, 0).1
-    }
-
-    fn call() -> ChatCall {
-        ChatCall {
-            model: String::new(),
-            messages: Vec::new(),
-            max_tokens: None,
-            temperature: 0.0,
-            top_p: 1.0,
-            seed: None,
-            stop: Vec::new(),
-        }
     }
 
     /// Every action with who may: `s` for observers, `a` for administrators, `e` and `m` for certificates by role, `i` for
@@ -267,7 +255,9 @@ mod tests {
             (Action::AdapterRollback, "a", Unsealed),
             (Action::AuditTail { count: 1 }, "a", Unsealed),
             (Action::AuditVerify { known: None, progress: sink() }, "a", Unsealed),
-            (Action::Chat(call()), "e", Unsealed),
+            (Action::Chat(Box::new(crate::fixture::call("x"))), "e", Unsealed),
+            (Action::Complete(Box::new(crate::fixture::call("x"))), "e", Unsealed),
+            (Action::Embed(EmbedCall { model: String::new(), texts: Vec::new(), dimensions: None }), "e", Unsealed),
             (Action::ModelList, "e", Unsealed),
             (Action::Metrics, "em", Unsealed),
             (Action::Health, "em", Unsealed),

@@ -9,7 +9,7 @@ use crate::certs::{
 };
 use crate::engine::{Embedder, Ready};
 use crate::problem::{self, Fault};
-use crate::{adapters, jobs};
+use crate::{adapters, inference, jobs};
 use empathd_proto::admin::{
     AdminReply, ApiRole, AuditVerdict, EmbedderState, MAX_AUDIT_TAIL, Progress, SealState, StatusReport,
 };
@@ -104,6 +104,7 @@ async fn opened(app: &Arc<App>) -> Result<(), Problem> {
         adapters::recall(app, &store)
     })
     .await?;
+    inference::open(app);
     Ok(())
 }
 
@@ -111,7 +112,9 @@ async fn opened(app: &Arc<App>) -> Result<(), Problem> {
 pub(crate) async fn seal(app: &Arc<App>, draft: AuditDraft) -> Result<Acted, Problem> {
     jobs::train::pause(app).await;
     adapters::forget(app).await;
-    app.blocking(move |app| app.vault.seal(draft)).await?;
+    let sealed = app.blocking(move |app| app.vault.seal(draft)).await;
+    inference::close(app).await;
+    sealed?;
     app.training.forget();
     Ok(Acted::recorded(AdminReply::Ok))
 }
@@ -156,6 +159,7 @@ pub(crate) async fn cert_revoke(app: &Arc<App>, serial: String, draft: AuditDraf
         Ok(app.vault.refresh_certificates(&store)?)
     })
     .await?;
+    inference::forget(app).await;
     Ok(Acted::recorded(AdminReply::Ok))
 }
 

@@ -219,6 +219,7 @@ async fn switch(app: &Arc<App>, active: Option<AdapterId>) {
     if let (Ok(ready), Some(before)) = (app.engine.ready(), before.filter(|before| active != Some(*before))) {
         drop_from(&ready, app.adapters.take_loaded(ready.epoch, Some(before))).await;
     }
+    crate::inference::forget(app).await;
 }
 
 /// Takes over what the store says is active.

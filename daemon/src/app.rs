@@ -7,6 +7,7 @@ use crate::adapters::Adapters;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::inference::{Answer, Inference};
 use crate::jobs;
 use crate::problem;
 use crate::refusals::Refusals;
@@ -16,13 +17,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use empathd_proto::admin::{AdminReply, EngineState, SealState};
 use empathd_proto::audit::{ActionKind, AuditObject, Outcome, Principal};
-use empathd_proto::chat::{AnswerNotes, FinishReason, ModelList, Usage};
-use empathd_proto::ids::RequestId;
+use empathd_proto::chat::ModelList;
+use empathd_proto::generate::Embedded;
 use empathd_proto::problem::{ErrorCode, Problem};
 use empathd_store::{AuditDraft, Entropy, KdfCost};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 /// The appliance.
@@ -35,7 +36,8 @@ pub struct App {
     pub(crate) adapters: Adapters,
     pub(crate) training: jobs::train::Desk,
     pub(crate) ingesting: Semaphore,
-    pub(crate) answers: Arc<Semaphore>,
+    pub(crate) inference: Inference,
+    noting: tokio::sync::Mutex<()>,
     pub(crate) refusals: Refusals,
     pub(crate) stopping: CancellationToken,
     api: OnceLock<SocketAddr>,
@@ -46,52 +48,14 @@ pub struct App {
 pub enum Reply {
     /// To a request of the admin socket.
     Admin(Box<AdminReply>),
-    /// To [`Action::Chat`].
+    /// To [`Action::Chat`] and [`Action::Complete`].
     Answer(Answer),
+    /// To [`Action::Embed`].
+    Embedded(Embedded),
     /// To [`Action::ModelList`].
     Models(ModelList),
     /// To [`Action::Metrics`] and [`Action::Health`]: the caller may read them.
     Granted,
-}
-
-/// An answer under way. Dropping the receiver cancels the generation.
-#[derive(Debug)]
-pub struct Answer {
-    /// The request.
-    pub id: RequestId,
-    /// Model that answers.
-    pub model: String,
-    /// Seconds since the Unix epoch.
-    pub created_s: u64,
-    /// Its text as it comes, then exactly one `Finished` or `Failed`.
-    pub events: mpsc::Receiver<AnswerEvent>,
-}
-
-/// One event of an answer.
-pub enum AnswerEvent {
-    /// More text.
-    Text(String),
-    /// The answer is complete.
-    Finished {
-        /// Why it ended.
-        reason: FinishReason,
-        /// Tokens used.
-        usage: Usage,
-        /// What Empathd adds.
-        notes: AnswerNotes,
-    },
-    /// The answer ended before it was complete.
-    Failed(Problem),
-}
-
-impl std::fmt::Debug for AnswerEvent {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            AnswerEvent::Text(text) => write!(f, "Text({} bytes)", text.len()),
-            AnswerEvent::Finished { reason, .. } => write!(f, "Finished({reason:?})"),
-            AnswerEvent::Failed(problem) => write!(f, "Failed({})", problem.code),
-        }
-    }
 }
 
 /// Where an enrolled certificate stands.
@@ -171,7 +135,8 @@ impl App {
             adapters: Adapters::default(),
             training: jobs::train::Desk::default(),
             ingesting: Semaphore::new(1),
-            answers: Arc::new(Semaphore::new(config.serving.answers_max)),
+            inference: Inference::new(&config.serving, random(&*entropy)),
+            noting: tokio::sync::Mutex::default(),
             refusals: Refusals::default(),
             stopping: CancellationToken::new(),
             api: OnceLock::new(),
@@ -193,7 +158,7 @@ impl App {
             return Err(problem);
         }
         let leaves_trace = action.leaves_trace();
-        match Box::pin(self.act(action, draft)).await {
+        match Box::pin(self.act(actor, action, draft)).await {
             Ok(acted) => {
                 if leaves_trace && !acted.recorded {
                     self.record(AuditDraft { object: acted.object, count: acted.count, ..draft }).await?;
@@ -204,7 +169,13 @@ impl App {
                 // A wrong passphrase was refused before anything was done.
                 let denied = problem.code == ErrorCode::WrongPassphrase;
                 let outcome = if denied { Outcome::Denied(problem.code) } else { Outcome::Failed(problem.code) };
-                self.note(AuditDraft { outcome, ..draft }).await;
+                let draft = AuditDraft { outcome, ..draft };
+                // Nothing was shown: who comes when there is no room need not wait for the disk.
+                if problem.code == ErrorCode::Busy {
+                    self.note_soon(draft)
+                } else {
+                    self.note(draft).await
+                }
                 Err(problem)
             }
         }
@@ -224,7 +195,7 @@ impl App {
             Needs::Initialised => drop(self.vault.store()?),
             Needs::Unsealed => drop(self.vault.unsealed()?),
         }
-        let begins_work = matches!(action, Action::Chat(_) | Action::Ingest { .. } | Action::TrainStart(_));
+        let begins_work = action.begins_work();
         if begins_work && self.stopping.is_cancelled() {
             return Err(Problem::new(
                 ErrorCode::ShuttingDown,
@@ -252,7 +223,7 @@ impl App {
         }
     }
 
-    async fn act(self: &Arc<Self>, action: Action, draft: AuditDraft) -> Result<Acted, Problem> {
+    async fn act(self: &Arc<Self>, actor: &Actor, action: Action, draft: AuditDraft) -> Result<Acted, Problem> {
         match action {
             Action::Status => acts::status(self).await,
             Action::Init { passphrase } => acts::init(self, passphrase, draft).await,
@@ -279,7 +250,14 @@ impl App {
             Action::AdapterRollback => crate::adapters::rollback(self, draft).await,
             Action::AuditTail { count } => acts::audit_tail(self, count).await,
             Action::AuditVerify { known, progress } => acts::audit_verify(self, known, progress).await,
-            Action::Chat(call) => Ok(Acted::outside(Reply::Answer(inference::answer(self, call).await?))),
+            Action::Chat(call) | Action::Complete(call) => {
+                Ok(Acted::outside(Reply::Answer(inference::answer(self, actor, *call).await?)))
+            }
+            Action::Embed(call) => {
+                let count = call.texts.len() as u64;
+                let reply = Reply::Embedded(inference::embed::embed(self, call).await?);
+                Ok(Acted { count, ..Acted::outside(reply) })
+            }
             Action::ModelList => Ok(Acted::outside(Reply::Models(inference::models(self)?))),
             Action::Metrics | Action::Health => Ok(Acted::outside(Reply::Granted)),
             Action::Unknown => Err(problem::defect("An action that nobody may ask for was authorised.")),
@@ -312,6 +290,21 @@ impl App {
         }
     }
 
+    /// Records a refusal together with those that come meanwhile.
+    fn note_soon(self: &Arc<Self>, draft: AuditDraft) {
+        self.refusals.push(draft);
+        let app = self.clone();
+        tokio::spawn(async move {
+            let _one_at_a_time = app.noting.lock().await;
+            let Ok(store) = app.vault.unsealed() else { return };
+            let drafts = app.refusals.take();
+            let noted = app.blocking(move |_| store.record_audit(&drafts).map_err(problem::from_write)).await;
+            if let Err(problem) = noted {
+                tracing::error!(code = %problem.code, "refusals could not be recorded");
+            }
+        });
+    }
+
     /// Runs what blocks on a thread where that may be.
     pub(crate) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
@@ -324,9 +317,7 @@ impl App {
 
     /// Fresh random bytes.
     pub(crate) fn random<const N: usize>(&self) -> [u8; N] {
-        let mut bytes = [0; N];
-        self.entropy.fill(&mut bytes);
-        bytes
+        random(&*self.entropy)
     }
 
     /// How the API is spoken to; `None` while there are no keys, and then each connection is closed at once.
@@ -412,6 +403,12 @@ impl App {
             tracing::error!(code = %problem.code, reason = problem.detail, "the stop could not be recorded");
         }
     }
+}
+
+fn random<const N: usize>(entropy: &dyn Entropy) -> [u8; N] {
+    let mut bytes = [0; N];
+    entropy.fill(&mut bytes);
+    bytes
 }
 
 #[cfg(test)]

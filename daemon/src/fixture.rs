@@ -7,6 +7,7 @@ use crate::clock::{Clock, OsEntropy};
 use crate::config::{Config, Overrides};
 use crate::engine::link::Link;
 use crate::engine::{Engine, Ready, View};
+use crate::inference::call::{AnswerCall, Client, Form, Question, Turn};
 use crate::wire;
 use empathd_proto::engine::{BaseModel, FromEngine, FromEngineBody, ToEngine, ToEngineBody};
 use empathd_proto::secret::Secret;
@@ -39,6 +40,27 @@ pub(crate) struct Fixture {
     pub(crate) folder: tempfile::TempDir,
     view: watch::Sender<View>,
     epoch: u64,
+}
+
+/// A short, deterministic chat of one message.
+pub(crate) fn call(text: &str) -> AnswerCall {
+    AnswerCall {
+        model: "empathd".to_owned(),
+        question: Question::Conversation(vec![Turn::Person(text.to_owned())]),
+        choices: 1,
+        max_tokens: Some(8),
+        temperature: 0.0,
+        top_p: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        logit_bias: Vec::new(),
+        logprobs: None,
+        seed: Some(5),
+        stop: Vec::new(),
+        form: Form::Text,
+        client: Client::default(),
+        nobody_waits: false,
+    }
 }
 
 pub(crate) fn passphrase() -> Secret {

@@ -18,7 +18,8 @@ pub mod model_file;
 
 mod acts;
 mod adapters;
-mod inference;
+mod answer_cache;
+pub mod inference;
 mod jobs;
 mod records;
 mod refusals;

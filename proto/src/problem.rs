@@ -99,6 +99,8 @@ error_codes! {
     Timeout = 22, "timeout", 504, 8, "It took too long";
     /// A defect of the appliance.
     Internal = 23, "internal", 500, 1, "The appliance failed";
+    /// The answer would come after the time within which it is of use.
+    Late = 24, "late", 503, 8, "The answer would come too late";
 }
 
 impl fmt::Display for ErrorCode {
@@ -148,6 +150,9 @@ pub struct Problem {
     pub detail: String,
     /// What to do next; empty when nothing helps.
     pub next: String,
+    /// Seconds after which it is worth to try again, where they were computed. Sent as a header, not in the body.
+    #[serde(skip)]
+    pub retry_after_s: Option<u32>,
 }
 
 impl Problem {
@@ -161,7 +166,14 @@ impl Problem {
             code,
             detail: detail.into(),
             next: next.into(),
+            retry_after_s: None,
         }
+    }
+
+    /// The same, worth to try again after so many seconds.
+    #[must_use]
+    pub fn after_s(self, seconds: u32) -> Self {
+        Self { retry_after_s: Some(seconds), ..self }
     }
 }
 

@@ -153,7 +153,8 @@ pub fn failed(failure: &EngineFailure) -> Problem {
         EngineFailure::PromptTooLong { .. } => {
             (ErrorCode::PromptTooLong, "Send fewer or shorter messages, or ask for fewer tokens.")
         }
-        EngineFailure::Busy { .. } | EngineFailure::Late => (ErrorCode::Busy, "Try again in a few seconds."),
+        EngineFailure::Busy { .. } => (ErrorCode::Busy, "Try again later; the header Retry-After says when."),
+        EngineFailure::Late => (ErrorCode::Late, "Try again later, or with `service_tier` \"flex\" when nobody waits."),
         EngineFailure::Refused(_) => (ErrorCode::BadRequest, "Change what is named and ask again."),
         EngineFailure::BadJob(_) => (ErrorCode::Conflict, "Ingest more records, then cut a new dataset."),
         EngineFailure::UnknownAdapter(_)
@@ -161,5 +162,9 @@ pub fn failed(failure: &EngineFailure) -> Problem {
         | EngineFailure::Cancelled
         | EngineFailure::Internal(_) => (ErrorCode::EngineFailed, "Try again; if it stays, see the engine's log."),
     };
-    Problem::new(code, format!("The engine refused: {failure}."), next)
+    let problem = Problem::new(code, format!("The engine refused: {failure}."), next);
+    match failure {
+        EngineFailure::Busy { retry_after_ms } => problem.after_s(retry_after_ms.div_ceil(1000).max(1)),
+        _ => problem,
+    }
 }

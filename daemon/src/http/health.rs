@@ -1,5 +1,5 @@
-//! `GET /livez` and `GET /readyz`, for any enrolled certificate. Says how the appliance is and which part of it is at
-//! fault, never what it holds.
+//! `GET /livez`, `GET /readyz` and `GET /startupz`, for any enrolled certificate. Says how the appliance is and which part
+//! of it is at fault, never what it holds.
 
 use super::Door;
 use super::problem::Refusal;
@@ -14,6 +14,7 @@ use empathd_proto::{ErrorCode, Problem};
 use hyper::StatusCode;
 use serde::Serialize;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Body of `/readyz`.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -40,9 +41,34 @@ pub(super) async fn ready(
     Extension(Caller(actor)): Extension<Caller>,
 ) -> Result<Response, Refusal> {
     permitted(door.appliance.perform(&actor, Action::Health).await.map(drop))?;
+    Ok(told(look(&door)))
+}
+
+/// As [`ready`] until it was ready once; 200 ever after, whatever becomes of it.
+pub(super) async fn startup(
+    State(door): State<Arc<Door>>,
+    Extension(Caller(actor)): Extension<Caller>,
+) -> Result<Response, Refusal> {
+    permitted(door.appliance.perform(&actor, Action::Health).await.map(drop))?;
+    let readiness = look(&door);
+    if door.started.load(Ordering::Relaxed) {
+        return Ok(Json(serde_json::json!({ "status": "started" })).into_response());
+    }
+    Ok(told(readiness))
+}
+
+/// How it is, and a note of it when it was never ready before.
+fn look(door: &Door) -> Readiness {
     let readiness = door.appliance.readiness();
+    if readiness.is_ready() {
+        door.started.store(true, Ordering::Relaxed);
+    }
+    readiness
+}
+
+fn told(readiness: Readiness) -> Response {
     let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Ok((status, Json(health(readiness))).into_response())
+    (status, Json(health(readiness))).into_response()
 }
 
 fn health(readiness: Readiness) -> Health {

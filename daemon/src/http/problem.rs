@@ -4,7 +4,8 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use empathd_proto::{ErrorCode, Problem};
 use hyper::StatusCode;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use serde::Serialize;
 
 /// A problem on its way out.
 pub(super) struct Refusal(pub(super) Problem);
@@ -18,13 +19,46 @@ impl From<Problem> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let Refusal(problem) = self;
+        let body = Problematic { problem: &problem, error: error_member(&problem) };
         // A problem holds only text and numbers and cannot fail to serialise.
-        let json = serde_json::to_vec(&problem).unwrap_or_default();
+        let json = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = Response::new(Body::from(json));
         *response.status_mut() = status(&problem);
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response.headers_mut().extend(problem.retry_after_s.map(|seconds| (RETRY_AFTER, seconds.into())));
         response
     }
+}
+
+/// A problem, with OpenAI's member beside those of RFC 9457: their clients look for it.
+#[derive(Serialize)]
+struct Problematic<'a> {
+    #[serde(flatten)]
+    problem: &'a Problem,
+    error: ErrorMember<'a>,
+}
+
+/// A problem as OpenAI's clients know it.
+#[derive(Serialize)]
+pub(super) struct ErrorMember<'a> {
+    message: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    code: ErrorCode,
+    param: Option<()>,
+    next: &'a str,
+}
+
+/// The problem in OpenAI's form.
+pub(super) fn error_member(problem: &Problem) -> ErrorMember<'_> {
+    let kind = match problem.status {
+        401 => "authentication_error",
+        403 => "permission_error",
+        429 => "rate_limit_error",
+        400..=499 => "invalid_request_error",
+        _ => "server_error",
+    };
+    ErrorMember { message: &problem.detail, kind, code: problem.code, param: None, next: &problem.next }
 }
 
 fn status(problem: &Problem) -> StatusCode {

@@ -2,7 +2,7 @@
 
 use super::identity::Peer;
 use super::problem::Refusal;
-use super::{Door, chat, health, metrics, models, request_id};
+use super::{Door, chat, completions, embeddings, health, metrics, models, request_id};
 use crate::action::Action;
 use crate::actor::Actor;
 use crate::app::CertState;
@@ -35,30 +35,51 @@ pub(super) struct Caller(pub(super) Actor);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Route {
     Chat,
+    Completions,
+    Embeddings,
     Models,
+    Model,
     Live,
     Ready,
+    Startup,
     Metrics,
     Other,
 }
 
 impl Route {
-    const NAMED: [Route; 5] = [Route::Chat, Route::Models, Route::Live, Route::Ready, Route::Metrics];
+    const NAMED: &[Route] = &[
+        Route::Chat,
+        Route::Completions,
+        Route::Embeddings,
+        Route::Models,
+        Route::Model,
+        Route::Live,
+        Route::Ready,
+        Route::Startup,
+        Route::Metrics,
+    ];
 
     /// Its path; requests for any other path are all called `other`.
     pub(super) const fn path(self) -> &'static str {
         match self {
             Route::Chat => "/v1/chat/completions",
+            Route::Completions => "/v1/completions",
+            Route::Embeddings => "/v1/embeddings",
             Route::Models => "/v1/models",
+            Route::Model => "/v1/models/{*id}",
             Route::Live => "/livez",
             Route::Ready => "/readyz",
+            Route::Startup => "/startupz",
             Route::Metrics => "/metrics",
             Route::Other => "other",
         }
     }
 
     fn of(path: &str) -> Self {
-        Self::NAMED.into_iter().find(|route| route.path() == path).unwrap_or(Route::Other)
+        if path.strip_prefix("/v1/models/").is_some_and(|id| !id.is_empty()) {
+            return Route::Model;
+        }
+        Self::NAMED.iter().copied().find(|route| route.path() == path).unwrap_or(Route::Other)
     }
 }
 
@@ -66,9 +87,13 @@ impl Route {
 pub(super) fn router(door: Arc<Door>) -> Router {
     Router::new()
         .route(Route::Chat.path(), post(chat::complete))
+        .route(Route::Completions.path(), post(completions::complete))
+        .route(Route::Embeddings.path(), post(embeddings::embed))
         .route(Route::Models.path(), get(models::list))
+        .route(Route::Model.path(), get(models::one))
         .route(Route::Live.path(), get(health::live))
         .route(Route::Ready.path(), get(health::ready))
+        .route(Route::Startup.path(), get(health::startup))
         .route(Route::Metrics.path(), get(metrics::read))
         .method_not_allowed_fallback(wrong_method)
         .fallback(no_such_route)
@@ -163,7 +188,8 @@ fn finish(door: &Door, response: &mut Response) {
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(seconds) = retry_s {
-        headers.insert(RETRY_AFTER, seconds.into());
+        // What was computed says more.
+        headers.entry(RETRY_AFTER).or_insert(seconds.into());
     }
     if !headers.contains_key(REQUEST_ID) {
         headers.extend(id_value(&request_id().to_string()).map(|value| (REQUEST_ID, value)));

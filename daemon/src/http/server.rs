@@ -16,6 +16,7 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{interval, sleep, timeout};
@@ -97,7 +98,7 @@ pub(super) async fn serve_on(
     let places = Places::new(limits.connections, limits.connections_per_address);
     let (ending, cut) = (CancellationToken::new(), CancellationToken::new());
     let drain_limit = Duration::from_millis(limits.drain_ms);
-    let door = Arc::new(Door { appliance, limits, ending: ending.clone() });
+    let door = Arc::new(Door { appliance, limits, ending: ending.clone(), started: AtomicBool::new(false) });
     let server = Server { router: routes::router(door.clone()), door, drain: drain.clone(), cut: cut.clone() };
     let (connections, late) = (TaskTracker::new(), TaskTracker::new());
     tokio::select! {

@@ -1,14 +1,15 @@
-//! An answer as server-sent events in the form of OpenAI's stream: the role, the text as it comes, why it ended, the
-//! usage when asked for, `[DONE]`. A caller that leaves, or does not take in what is sent, has its answer cancelled.
-//! Knows nothing of requests.
+//! An answer as server-sent events in the form of OpenAI's stream, with `[DONE]` at its end. A caller that leaves, or does
+//! not take in what is sent, has its answer cancelled. Knows nothing of requests.
 
 use super::Door;
-use super::chat::{broken_off, stopping, too_long};
+use super::answer::{broken_off, stopping, too_long};
+use super::face::{Chunk, Face, Writer};
 use super::metrics::Meter;
-use crate::app::{Answer, AnswerEvent};
+use super::problem::{ErrorMember, error_member};
+use crate::inference::{Answer, AnswerEvent};
 use axum::body::{Body, Bytes};
 use empathd_proto::Problem;
-use empathd_proto::chat::{AnswerNotes, ChatChunk, ChatRole, ChunkChoice, Delta, FinishReason, Usage};
+use empathd_proto::chat::{AnswerNotes, FinishReason, Usage};
 use serde::Serialize;
 use std::convert::Infallible;
 use std::time::Duration;
@@ -22,18 +23,13 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Events that may wait for the caller to take them in.
 const WAITING_MAX: usize = 16;
 
-/// What all events of an answer have in common.
-pub(super) struct Envelope {
-    pub(super) id: String,
-    pub(super) created: u64,
-    pub(super) model: String,
-}
-
 /// Where the events go, and what is said about the answer meanwhile.
 struct Telling {
-    envelope: Envelope,
+    writer: Writer,
     include_usage: bool,
     meter: Meter,
+    /// Why the first choice ended.
+    reason: Option<FinishReason>,
     caller: mpsc::Sender<Bytes>,
 }
 
@@ -41,12 +37,20 @@ struct Telling {
 struct Gone;
 
 /// The body of a streamed answer, whose first event may be known already.
-pub(super) fn body(answer: Answer, first: Option<AnswerEvent>, include_usage: bool, door: &Door, meter: Meter) -> Body {
+pub(super) fn body(
+    answer: Answer,
+    first: Option<AnswerEvent>,
+    face: Face,
+    include_usage: bool,
+    door: &Door,
+    meter: Meter,
+) -> Body {
     let (caller, bytes) = mpsc::channel(WAITING_MAX);
     let limit = Duration::from_millis(door.limits.answer_ms);
     let ending = door.ending.clone();
     tokio::spawn(async move {
-        let mut telling = Telling { envelope: Envelope::of(&answer), include_usage, meter, caller };
+        let writer = Writer::new(face, &answer);
+        let mut telling = Telling { writer, include_usage, meter, reason: None, caller };
         let caller = telling.caller.clone();
         // Whichever comes first; the answer is dropped, and with that cancelled, at the end of this block.
         tokio::select! {
@@ -62,15 +66,14 @@ pub(super) fn body(answer: Answer, first: Option<AnswerEvent>, include_usage: bo
 impl Telling {
     /// The whole answer, event by event.
     async fn tell(&mut self, first: Option<AnswerEvent>, mut events: mpsc::Receiver<AnswerEvent>) -> Result<(), Gone> {
-        let role = Delta { role: Some(ChatRole::Assistant), content: Some(String::new()) };
-        self.send(event(&self.envelope.delta(role, None))).await?;
+        self.send_all(self.writer.opening()).await?;
         let mut next = first;
         loop {
             match next {
                 None => self.send(Bytes::from_static(b": keep-alive\n\n")).await?,
-                Some(AnswerEvent::Text(text)) => self.text(text).await?,
                 Some(AnswerEvent::Failed(problem)) => return self.fail(problem).await,
-                Some(AnswerEvent::Finished { reason, usage, notes }) => return self.end(reason, usage, notes).await,
+                Some(AnswerEvent::Finished { usage, notes }) => return self.end(usage, notes).await,
+                Some(event) => self.told(event).await?,
             }
             next = match timeout(KEEP_ALIVE, events.recv()).await {
                 Err(_) => None,
@@ -79,22 +82,20 @@ impl Telling {
         }
     }
 
-    async fn text(&mut self, text: String) -> Result<(), Gone> {
-        self.meter.text();
-        let delta = Delta { role: None, content: Some(text) };
-        self.send(event(&self.envelope.delta(delta, None))).await
+    async fn told(&mut self, event: AnswerEvent) -> Result<(), Gone> {
+        match &event {
+            AnswerEvent::Ended { choice: 0, reason } => self.reason = Some(*reason),
+            AnswerEvent::Said { .. } | AnswerEvent::Called { .. } => self.meter.text(),
+            _ => {}
+        }
+        let chunks = self.writer.told(event);
+        self.send_all(chunks).await
     }
 
-    async fn end(&mut self, reason: FinishReason, usage: Usage, notes: AnswerNotes) -> Result<(), Gone> {
-        self.meter.finished(reason, usage);
-        let mut last = self.envelope.delta(Delta::default(), Some(reason));
-        last.empathd = Some(notes);
-        self.send(event(&last)).await?;
-        if self.include_usage {
-            let mut chunk = self.envelope.chunk(Vec::new());
-            chunk.usage = Some(usage);
-            self.send(event(&chunk)).await?;
-        }
+    async fn end(&mut self, usage: Usage, notes: AnswerNotes) -> Result<(), Gone> {
+        self.meter.finished(self.reason.unwrap_or(FinishReason::Stop), usage);
+        let chunks = self.writer.closing(self.include_usage.then_some(usage), notes);
+        self.send_all(chunks).await?;
         self.send(Bytes::from_static(b"data: [DONE]\n\n")).await
     }
 
@@ -103,38 +104,26 @@ impl Telling {
         self.send(failure(&problem)).await
     }
 
+    async fn send_all(&self, chunks: Vec<Chunk>) -> Result<(), Gone> {
+        for chunk in chunks {
+            self.send(event(&chunk)).await?;
+        }
+        Ok(())
+    }
+
     async fn send(&self, bytes: Bytes) -> Result<(), Gone> {
         self.caller.send(bytes).await.map_err(|_| Gone)
     }
 }
 
-impl Envelope {
-    pub(super) fn of(answer: &Answer) -> Self {
-        Self { id: answer.id.to_string(), created: answer.created_s, model: answer.model.clone() }
-    }
-
-    fn chunk(&self, choices: Vec<ChunkChoice>) -> ChatChunk {
-        let (id, model) = (self.id.clone(), self.model.clone());
-        let object = "chat.completion.chunk".to_owned();
-        ChatChunk { id, object, created: self.created, model, choices, usage: None, empathd: None }
-    }
-
-    fn delta(&self, delta: Delta, finish_reason: Option<FinishReason>) -> ChatChunk {
-        self.chunk(vec![ChunkChoice { index: 0, delta, finish_reason }])
-    }
-}
-
 /// An error in the middle: said in an event, and no `[DONE]` follows, so that it cannot pass for a whole answer.
 fn failure(problem: &Problem) -> Bytes {
-    event(&serde_json::json!({
-        "error": {
-            "message": problem.detail,
-            "type": problem.kind,
-            "code": problem.code,
-            "status": problem.status,
-            "next": problem.next,
-        }
-    }))
+    event(&Failure { error: error_member(problem) })
+}
+
+#[derive(Serialize)]
+struct Failure<'a> {
+    error: ErrorMember<'a>,
 }
 
 /// One event.

@@ -63,6 +63,10 @@ words! {
         Unknown = "unknown",
         /// The appliance's state was asked for.
         Status = "status",
+        /// A text was gone on with.
+        Complete = "complete",
+        /// Embeddings were made.
+        Embed = "embed",
     }
 
     /// What kind of caller it was.

@@ -3,15 +3,19 @@
 mod support;
 
 use super::server::HttpLimits;
-use crate::app::{AnswerEvent, CertState};
+use crate::app::CertState;
 use crate::certs::authority::Authority;
 use crate::certs::identity::uri;
+use crate::inference::AnswerEvent;
 use empathd_proto::admin::{ApiRole, EngineState};
 use empathd_proto::audit::{ActionKind, PrincipalKind};
+use empathd_proto::chat::{CalledFunction, FinishReason, ToolCall, ToolKind};
+use empathd_proto::generate::{Logprob, TokenLogprobs};
 use empathd_proto::{ErrorCode, Problem};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, SanType};
+use serde_json::{Value, json as object};
 use std::sync::atomic::Ordering;
-use support::{Fake, Served, exchange, finished, get, json, now_ms, post, rest, serial};
+use support::{Fake, Served, ended, exchange, finished, get, json, now_ms, post, post_to, rest, said, serial};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -19,6 +23,17 @@ const TLS: [&rustls::SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &r
 const DAY_MS: u64 = 86_400_000;
 const HELLO: &str = r#"{"model":"m","messages":[{"role":"user","content":"hello"}]}"#;
 const HELLO_STREAM: &str = r#"{"model":"m","messages":[{"role":"user","content":"hello"}],"stream":true,"stream_options":{"include_usage":true}}"#;
+
+const USAGE: &str = r#"{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}}"#;
+const NOTES: &str = r#"{"adapter":null,"expert_share":[],"crisis_signal":false,"cache":"miss","times_ms":{"queued":0.0,"prefill":0.0,"decode":0.0}}"#;
+
+fn usage() -> Value {
+    serde_json::from_str(USAGE).expect("JSON")
+}
+
+fn notes() -> Value {
+    serde_json::from_str(NOTES).expect("JSON")
+}
 
 fn san(role: ApiRole, name: &str) -> SanType {
     SanType::URI(uri(role, name).try_into().expect("a URI"))
@@ -122,7 +137,7 @@ async fn revocation_cuts_a_stream_in_the_middle_and_cancels_its_answer() {
     let (serial, credentials) = served.fake.enroll(ApiRole::Ehr);
     let mut stream = served.connect(Some(credentials), TLS[0]).await.expect("connects");
     stream.write_all(post(HELLO_STREAM).as_bytes()).await.expect("written");
-    answer.send(AnswerEvent::Text("one".into())).await.expect("taken");
+    answer.send(said("one")).await.expect("taken");
     let mut seen = Vec::new();
     while !String::from_utf8_lossy(&seen).contains("one") {
         assert_ne!(stream.read_buf(&mut seen).await.expect("reads"), 0);
@@ -179,8 +194,8 @@ async fn bad_requests_are_problems_that_name_the_next_step() {
         (post(&oversized), 413, "too_large", "1048576 bytes"),
         (unannounced, 413, "too_large", "1048576 bytes"),
         (post("{\"model\":"), 400, "bad_request", "not JSON"),
-        (post(&HELLO.replace("}]", "}],\"logprobs\":1")), 400, "bad_request", "`logprobs`"),
-        (post(&HELLO.replace("}]", "}],\"n\":2")), 400, "bad_request", "`n`"),
+        (post(&HELLO.replace("}]", "}],\"functions\":1")), 400, "bad_request", "`functions`"),
+        (post(&HELLO.replace("}]", "}],\"n\":9")), 400, "bad_request", "`n`"),
         (get("/v1/chat/completions"), 405, "method_not_allowed", "POST"),
         (post("").replace("/v1/chat/completions", "/livez"), 405, "method_not_allowed", "GET"),
         (get("/v1/nothing"), 404, "not_found", "route"),
@@ -201,7 +216,7 @@ async fn bad_requests_are_problems_that_name_the_next_step() {
 async fn a_plain_answer_has_the_openai_shape_and_the_common_headers() {
     let served = Served::start().await;
     let answer = served.fake.will_answer();
-    for event in [AnswerEvent::Text("Hello".into()), AnswerEvent::Text(" you".into()), finished()] {
+    for event in [said("Hello"), said(" you"), ended(0), finished()] {
         answer.send(event).await.expect("queued");
     }
     let response = served.chat(HELLO).await;
@@ -218,8 +233,8 @@ async fn a_plain_answer_has_the_openai_shape_and_the_common_headers() {
     let expected = serde_json::json!({
         "id": request_id, "object": "chat.completion", "created": 1_700_000_000, "model": "m",
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello you"}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
-        "empathd": {"adapter": null, "expert_share": [], "crisis_signal": false},
+        "usage": usage(),
+        "empathd": notes(),
     });
     assert_eq!(json(&response), expected);
 }
@@ -228,7 +243,7 @@ async fn a_plain_answer_has_the_openai_shape_and_the_common_headers() {
 async fn a_streamed_answer_is_openai_s_stream_to_the_byte() {
     let served = Served::start().await;
     let answer = served.fake.will_answer();
-    for event in [AnswerEvent::Text("Hello".into()), AnswerEvent::Text(" you".into()), finished()] {
+    for event in [said("Hello"), said(" you"), ended(0), finished()] {
         answer.send(event).await.expect("queued");
     }
     let response = served.chat(HELLO_STREAM).await;
@@ -238,8 +253,8 @@ async fn a_streamed_answer_is_openai_s_stream_to_the_byte() {
         r#"{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
         r#"{"index":0,"delta":{"content":"Hello"},"finish_reason":null}]}"#,
         r#"{"index":0,"delta":{"content":" you"},"finish_reason":null}]}"#,
-        r#"{"index":0,"delta":{},"finish_reason":"stop"}],"empathd":{"adapter":null,"expert_share":[],"crisis_signal":false}}"#,
-        r#"],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+        &format!(r#"{{"index":0,"delta":{{}},"finish_reason":"stop"}}],"empathd":{NOTES}}}"#),
+        &format!(r#"],"usage":{USAGE}}}"#),
     ];
     let expected: String = expected.iter().map(|event| format!("{head}{event}\n\n")).collect();
     assert_eq!(chunked(&response), expected + "data: [DONE]\n\n");
@@ -255,20 +270,114 @@ async fn failures_keep_their_status_before_the_stream_and_are_said_within_it() {
     assert!(response.starts_with("HTTP/1.1 502"), "{response}");
 
     let answer = served.fake.will_answer();
-    answer.send(AnswerEvent::Text("Hel".into())).await.expect("queued");
+    answer.send(said("Hel")).await.expect("queued");
     answer.send(lost()).await.expect("queued");
     let body = chunked(&served.chat(HELLO_STREAM).await);
-    assert!(body.contains(r#"data: {"error":{"code":"engine_failed","message":"The engine was lost.""#), "{body}");
+    assert!(
+        body.contains(
+            r#"data: {"error":{"message":"The engine was lost.","type":"server_error","code":"engine_failed""#
+        ),
+        "{body}"
+    );
     assert!(!body.contains("[DONE]"), "{body}");
 
     // A sender that vanishes is a failure too.
     drop(served.fake.will_answer());
     assert!(served.chat(HELLO).await.starts_with("HTTP/1.1 502"));
 
-    let busy = Problem::new(ErrorCode::Busy, "Too much waits.", "Come back");
-    *served.fake.chat.lock().expect("not poisoned") = Some(Err(busy));
-    let response = served.chat(HELLO).await;
-    assert!(response.starts_with("HTTP/1.1 429") && response.contains("\r\nretry-after: 2\r\n"), "{response}");
+    let busy = || Problem::new(ErrorCode::Busy, "Too much waits.", "Come back");
+    for (problem, seconds) in [(busy(), 2), (busy().after_s(7), 7)] {
+        *served.fake.chat.lock().expect("not poisoned") = Some(Err(problem));
+        let response = served.chat(HELLO).await;
+        assert!(response.starts_with("HTTP/1.1 429"), "{response}");
+        assert!(response.contains(&format!("\r\nretry-after: {seconds}\r\n")), "{response}");
+        assert_eq!(json(&response)["error"]["type"], "rate_limit_error");
+    }
+}
+
+#[tokio::test]
+async fn choices_and_calls_of_tools_have_their_places_in_both_forms() {
+    let served = Served::start().await;
+    let call = |id: &str| {
+        let function = CalledFunction { name: "look".into(), arguments: "{}".into() };
+        ToolCall { id: id.into(), kind: ToolKind::Function, function }
+    };
+    let told = async |answer: tokio::sync::mpsc::Sender<AnswerEvent>| {
+        let second = AnswerEvent::Said { choice: 1, text: "b".into(), logprobs: Vec::new() };
+        let called = [call("c1"), call("c2")].map(|call| AnswerEvent::Called { choice: 0, call });
+        let reason = FinishReason::ToolCalls;
+        for event in
+            [second].into_iter().chain(called).chain([AnswerEvent::Ended { choice: 0, reason }, ended(1), finished()])
+        {
+            answer.send(event).await.expect("queued");
+        }
+    };
+    told(served.fake.will_answer()).await;
+    let two = HELLO.replace("}]", "}],\"n\":2");
+    let plain = json(&served.chat(&two).await);
+    assert_eq!(plain["choices"][0]["message"]["content"], Value::Null);
+    assert_eq!(plain["choices"][0]["message"]["tool_calls"][1]["id"], "c2");
+    assert_eq!(plain["choices"][0]["finish_reason"], "tool_calls");
+    assert_eq!(plain["choices"][1]["message"], object!({"role": "assistant", "content": "b"}));
+
+    told(served.fake.will_answer()).await;
+    let body = chunked(&served.chat(&HELLO_STREAM.replace("}]", "}],\"n\":2")).await);
+    let choices: Vec<Value> = body
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok())
+        .filter_map(|event| event["choices"].get(0).cloned())
+        .collect();
+    let delta = |place: usize| &choices[place]["delta"];
+    assert_eq!((delta(0)["role"].as_str(), choices[1]["index"].as_u64()), (Some("assistant"), Some(1)));
+    assert_eq!(delta(2)["content"], "b");
+    let second =
+        object!([{"index": 1, "id": "c2", "type": "function", "function": {"name": "look", "arguments": "{}"}}]);
+    assert_eq!(delta(4)["tool_calls"], second);
+    assert_eq!(choices[5]["finish_reason"], "tool_calls");
+    assert_eq!((choices[6]["index"].as_u64(), choices.len()), (Some(1), 7));
+}
+
+#[tokio::test]
+async fn texts_embeddings_and_single_models_have_openai_s_shapes() {
+    let served = Served::start().await;
+    let body = r#"{"model":"m","prompt":["x","y"],"logprobs":0}"#;
+    let answer = served.fake.will_answer();
+    let taken = Logprob { bytes: b"Hi".to_vec(), logprob: -0.5 };
+    let logprobs = vec![TokenLogprobs { taken, top: Vec::new() }];
+    for event in [AnswerEvent::Said { choice: 1, text: "Hi".into(), logprobs }, ended(1), ended(0), finished()] {
+        answer.send(event).await.expect("queued");
+    }
+    let expected = object!({
+        "id": "req_07070707070707070707070707070707", "object": "text_completion", "created": 1_700_000_000, "model": "m",
+        "choices": [
+            {"index": 0, "text": "", "logprobs": null, "finish_reason": "stop"},
+            {"index": 1, "text": "Hi", "finish_reason": "stop", "logprobs": {
+                "tokens": ["Hi"], "token_logprobs": [-0.5], "top_logprobs": [{"Hi": -0.5}], "text_offset": [0]}},
+        ],
+        "usage": usage(), "empathd": notes(),
+    });
+    assert_eq!(json(&served.ask(&post_to("/v1/completions", body)).await), expected);
+
+    let answer = served.fake.will_answer();
+    for event in [said("Hi"), ended(0), finished()] {
+        answer.send(event).await.expect("queued");
+    }
+    let streamed = served.ask(&post_to("/v1/completions", r#"{"model":"m","prompt":"x","stream":true}"#)).await;
+    let streamed = chunked(&streamed);
+    assert!(
+        streamed.contains(r#""choices":[{"index":0,"text":"Hi","logprobs":null,"finish_reason":null}]}"#),
+        "{streamed}"
+    );
+    assert!(streamed.ends_with("data: [DONE]\n\n"));
+
+    let vectors = served.ask(&post_to("/v1/embeddings", r#"{"model":"m","input":"x"}"#)).await;
+    let expected = object!({
+        "object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}], "model": "m",
+        "usage": {"prompt_tokens": 4, "total_tokens": 4},
+    });
+    assert_eq!(json(&vectors), expected);
+    assert_eq!(json(&served.ask(&get("/v1/models/m")).await)["object"], "model");
+    assert!(served.ask(&get("/v1/models/x/y")).await.starts_with("HTTP/1.1 404"));
 }
 
 #[tokio::test]
@@ -294,7 +403,7 @@ async fn draining_ends_answers_under_way_and_takes_no_more() {
     let (quick, endless) = (served.fake.will_answer(), served.ehr().await);
     let mut endless = endless;
     endless.write_all(post(HELLO_STREAM).as_bytes()).await.expect("written");
-    quick.send(AnswerEvent::Text("one".into())).await.expect("taken");
+    quick.send(said("one")).await.expect("taken");
     let mut seen = Vec::new();
     while !String::from_utf8_lossy(&seen).contains("one") {
         assert_ne!(endless.read_buf(&mut seen).await.expect("reads"), 0);
@@ -321,12 +430,18 @@ async fn health_and_metrics_are_for_monitors_and_answers_are_not() {
         exchange(stream.expect("connects"), &request).await
     };
     assert!(ask(get("/livez")).await.starts_with("HTTP/1.1 200"));
+    let engine = |state| *served.fake.engine.lock().expect("not poisoned") = state;
+    engine(EngineState::Loading);
+    let starting = ask(get("/startupz")).await;
+    assert!(starting.starts_with("HTTP/1.1 503") && starting.contains("loading its base model"), "{starting}");
+    engine(EngineState::Ready);
     let ready = ask(get("/readyz")).await;
     assert!(ready.starts_with("HTTP/1.1 200") && json(&ready)["status"] == "ready", "{ready}");
-    *served.fake.engine.lock().expect("not poisoned") = EngineState::Down;
+    engine(EngineState::Down);
     let degraded = ask(get("/readyz")).await;
     assert!(degraded.starts_with("HTTP/1.1 503") && json(&degraded)["status"] == "degraded", "{degraded}");
-    for request in [post(HELLO), get("/v1/models")] {
+    assert!(ask(get("/startupz")).await.starts_with("HTTP/1.1 200"), "it has started once");
+    for request in [post(HELLO), get("/v1/models"), post_to("/v1/embeddings", r#"{"model":"m","input":"x"}"#)] {
         let refused = ask(request).await;
         assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
     }

@@ -2,15 +2,17 @@
 
 use crate::action::Action;
 use crate::actor::Actor;
-use crate::app::{Answer, AnswerEvent, CertState, Readiness, Reply};
+use crate::app::{CertState, Readiness, Reply};
 use crate::certs::authority::Authority;
 use crate::certs::identity::{fixed_serial, serial_text};
 use crate::clock::{Clock, OsEntropy, SystemClock};
 use crate::http::appliance::{Appliance, Performing};
 use crate::http::server::{HttpLimits, serve_on};
+use crate::inference::{Answer, AnswerEvent};
 use empathd_proto::admin::{ApiRole, EngineState, SealState};
 use empathd_proto::audit::{ActionKind, Principal};
-use empathd_proto::chat::{AnswerNotes, FinishReason, Model, ModelList, Usage};
+use empathd_proto::chat::{AnswerNotes, CacheNote, FinishReason, Model, ModelList, TimesMs, Usage};
+use empathd_proto::generate::Embedded;
 use empathd_proto::ids::RequestId;
 use empathd_proto::{ErrorCode, Problem};
 use rcgen::CertificateParams;
@@ -139,10 +141,15 @@ impl Fake {
             Action::Unknown => Err(refused(ErrorCode::NotFound)),
             action if !action.allowed(actor) => Err(refused(ErrorCode::Forbidden)),
             Action::Chat(_) if self.draining.load(Ordering::Relaxed) => Err(refused(ErrorCode::ShuttingDown)),
-            Action::Chat(call) => {
+            Action::Chat(call) | Action::Complete(call) => {
                 let events = self.chat.lock().expect("not poisoned").take().expect("a chat was planned")?;
-                let id = RequestId::from_bytes([7; 16]);
-                Ok(Reply::Answer(Answer { id, model: call.model.clone(), created_s: 1_700_000_000, events }))
+                let (id, model) = (RequestId::from_bytes([7; 16]), call.model.clone());
+                let choices = call.choices * u32::try_from(call.question.prompts()).expect("few");
+                Ok(Reply::Answer(Answer { id, model, created_s: 1_700_000_000, choices, events }))
+            }
+            Action::Embed(call) => {
+                let vectors = call.texts.iter().map(|_| vec![0.5, -0.5]).collect();
+                Ok(Reply::Embedded(Embedded { vectors, tokens: 4 }))
             }
             Action::ModelList => {
                 let model = Model { id: "m".into(), object: "model".into(), created: 1, owned_by: "empathd".into() };
@@ -193,12 +200,28 @@ impl Appliance for Arc<Fake> {
     }
 }
 
+/// More text of the first choice.
+pub(super) fn said(text: &str) -> AnswerEvent {
+    AnswerEvent::Said { choice: 0, text: text.to_owned(), logprobs: Vec::new() }
+}
+
+/// The end of a choice.
+pub(super) fn ended(choice: u32) -> AnswerEvent {
+    AnswerEvent::Ended { choice, reason: FinishReason::Stop }
+}
+
 /// The end of a whole answer.
 pub(super) fn finished() -> AnswerEvent {
     AnswerEvent::Finished {
-        reason: FinishReason::Stop,
-        usage: Usage { prompt_tokens: 3, completion_tokens: 2, total_tokens: 5 },
-        notes: AnswerNotes { adapter: None, expert_share: Vec::new(), crisis_signal: false },
+        usage: Usage { prompt_tokens: 3, completion_tokens: 2, total_tokens: 5, ..Usage::default() },
+        notes: AnswerNotes {
+            adapter: None,
+            expert_share: Vec::new(),
+            crisis_signal: false,
+            crisis_words: None,
+            cache: CacheNote::Miss,
+            times_ms: TimesMs::default(),
+        },
     }
 }
 
@@ -285,7 +308,11 @@ pub(super) fn get(path: &str) -> String {
 }
 
 pub(super) fn post(body: &str) -> String {
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: ";
+    post_to("/v1/chat/completions", body)
+}
+
+pub(super) fn post_to(path: &str, body: &str) -> String {
+    let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: ");
     format!("{head}{}\r\n\r\n{body}", body.len())
 }
 
