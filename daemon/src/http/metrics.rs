@@ -19,32 +19,44 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Boundaries in seconds, those of vLLM, so that dashboards made for it fit.
-const SECONDS: [f64; 22] = [
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-    160.0, 640.0, 2560.0,
-];
-
 /// Of what kind a metric is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     Counter,
     Gauge,
-    Histogram,
+    /// With these boundaries in seconds: all those of vLLM, so that dashboards made for it fit, and where theirs begin
+    /// above what is usual here, finer ones below them.
+    Histogram(&'static [f64]),
 }
 
 use Kind::{Counter, Gauge, Histogram};
 
+/// Until something first comes.
+const FIRST: Kind = Histogram(&[
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
+]);
+/// From one token to the next; vLLM's begin at 0.01.
+const BETWEEN: Kind = Histogram(&[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
+    40.0, 80.0,
+]);
+/// Of a whole answer and its parts; vLLM's begin at 0.3.
+const WHOLE: Kind = Histogram(&[
+    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0,
+    50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
+]);
+
 /// Every metric, as docs/METRICS.md has them.
 const ALL: &[(Kind, &str, &str)] = &[
     (Counter, "empathd_http_requests_total", "requests that got a response"),
-    (Histogram, "empathd_http_request_duration_seconds", "from the head of a request to the head of its response"),
-    (Histogram, "empathd_time_to_first_token_seconds", "from the request to the first text of its answer"),
-    (Histogram, "empathd_inter_token_latency_seconds", "from one piece of an answer's text to the next"),
-    (Histogram, "empathd_answer_duration_seconds", "from the request to the end of its answer"),
-    (Histogram, "empathd_queue_wait_seconds", "from an answer's arrival in the engine to its first step"),
-    (Histogram, "empathd_prefill_seconds", "from an answer's first step to its first token"),
-    (Histogram, "empathd_decode_seconds", "from an answer's first token to its last"),
+    (FIRST, "empathd_http_request_duration_seconds", "from the head of a request to the head of its response"),
+    (FIRST, "empathd_time_to_first_token_seconds", "from the request to the first text of its answer"),
+    (BETWEEN, "empathd_inter_token_latency_seconds", "from one piece of an answer's text to the next"),
+    (WHOLE, "empathd_answer_duration_seconds", "from the request to the end of its answer"),
+    (WHOLE, "empathd_queue_wait_seconds", "from an answer's arrival in the engine to its first step"),
+    (WHOLE, "empathd_prefill_seconds", "from an answer's first step to its first token"),
+    (WHOLE, "empathd_decode_seconds", "from an answer's first token to its last"),
     (Counter, "empathd_answers_total", "answers that ended"),
     (Counter, "empathd_prompt_tokens_total", "prompt tokens of complete answers"),
     (Counter, "empathd_prompt_tokens_cached_total", "those whose keys and values were in memory already"),
@@ -83,12 +95,7 @@ static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 /// Begins to count. Later calls change nothing.
 pub fn install() -> &'static PrometheusHandle {
     RECORDER.get_or_init(|| {
-        let builder = PrometheusBuilder::new();
-        // Fails only for an empty list of boundaries.
-        let builder = builder
-            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
-            .unwrap_or_else(|_| PrometheusBuilder::new());
-        let recorder = builder.build_recorder();
+        let recorder = builder().build_recorder();
         let handle = recorder.handle();
         // Fails only when a test has its own recorder: then that one counts.
         if metrics::set_global_recorder(recorder).is_ok() {
@@ -98,12 +105,22 @@ pub fn install() -> &'static PrometheusHandle {
     })
 }
 
+fn builder() -> PrometheusBuilder {
+    let with_boundaries = |builder: PrometheusBuilder, (kind, name, _): &(Kind, &str, &str)| match kind {
+        Histogram(boundaries) => builder
+            .set_buckets_for_metric(Matcher::Full((*name).to_owned()), boundaries)
+            .expect("only an empty list of boundaries is refused"),
+        Counter | Gauge => builder,
+    };
+    ALL.iter().fold(PrometheusBuilder::new(), with_boundaries)
+}
+
 fn describe() {
     for (kind, name, help) in ALL.iter().copied() {
         match kind {
             Counter => describe_counter!(name, help),
             Gauge => describe_gauge!(name, help),
-            Histogram => describe_histogram!(name, help),
+            Histogram(_) => describe_histogram!(name, help),
         }
     }
 }
@@ -283,11 +300,34 @@ mod tests {
     use crate::measure;
     use empathd_proto::engine::ServingStatus;
     use empathd_proto::generate::{AnswerTimes, Finished, ServiceClass};
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
-    /// Name and kind of each metric in a text for Prometheus.
-    fn exported(text: &str) -> BTreeMap<&str, &str> {
-        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect()
+    /// Of each metric in a text for Prometheus its kind and, where it has values, the names of its labels.
+    fn exported(text: &str) -> BTreeMap<&str, (&str, BTreeSet<&str>)> {
+        let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let mut found: BTreeMap<_, _> = kinds.map(|(name, kind)| (name, (kind, BTreeSet::new()))).collect();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let Some((name, labels)) = line.rsplit_once("} ").and_then(|(head, _)| head.split_once('{')) else { continue };
+            let name = name.strip_suffix("_bucket").unwrap_or(name).trim_end_matches("_sum").trim_end_matches("_count");
+            let labels = labels.split(',').filter_map(|label| label.split_once('=')).map(|(label, _)| label);
+            let metric = found.get_mut(name).expect("a value has a kind");
+            metric.1.extend(labels.filter(|label| *label != "le"));
+        }
+        found
+    }
+
+    /// The same of the document's table: `| name | kind, unit | labels | meaning |`.
+    fn documented() -> BTreeMap<&'static str, (&'static str, BTreeSet<&'static str>)> {
+        // The chapters behind the table of metrics have tables of their own.
+        let document = include_str!("../../../docs/METRICS.md").split("\n## ").next().unwrap_or_default();
+        let rows = document.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+        let read = |(name, rest): (&'static str, &'static str)| {
+            let mut cells = rest.split(" | ");
+            let kind = cells.next().and_then(|cell| cell.split(',').next()).unwrap_or_default();
+            let labels = cells.next().unwrap_or_default().split("; ");
+            (name, (kind, labels.filter_map(|label| label.strip_prefix('`')?.split('`').next()).collect()))
+        };
+        rows.map(read).collect()
     }
 
     /// Everything that counts something, once.
@@ -321,34 +361,23 @@ mod tests {
 
     #[test]
     fn the_document_the_table_and_the_export_name_the_same_metrics() {
-        let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS);
-        let recorder = builder.expect("boundaries").build_recorder();
+        let recorder = builder().build_recorder();
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || {
             describe();
             exercise();
         });
         let text = handle.render() + &adapter_info(None);
-        let table: BTreeMap<&str, &str> = ALL
-            .iter()
-            .map(|(kind, name, _)| {
-                let kind = match kind {
-                    Counter => "counter",
-                    Gauge => "gauge",
-                    Histogram => "histogram",
-                };
-                (*name, kind)
-            })
-            .collect();
-        assert_eq!(exported(&text), table, "what is exported is in the table, and the reverse");
-        // The chapters behind the table of metrics have tables of their own.
-        let document = include_str!("../../../docs/METRICS.md").split("\n## ").next().unwrap_or_default();
-        let documented: BTreeMap<&str, &str> = document
-            .lines()
-            .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
-            .map(|(name, rest)| (name, rest.split([',', ' ']).next().unwrap_or_default()))
-            .collect();
-        assert_eq!(documented, table, "what is documented is in the table, and the reverse");
+        let of_kind = |kind| match kind {
+            Counter => "counter",
+            Gauge => "gauge",
+            Histogram(_) => "histogram",
+        };
+        let table: BTreeMap<&str, &str> = ALL.iter().map(|(kind, name, _)| (*name, of_kind(*kind))).collect();
+        let exported = exported(&text);
+        let kinds: BTreeMap<&str, &str> = exported.iter().map(|(name, (kind, _))| (*name, *kind)).collect();
+        assert_eq!(kinds, table, "what is exported is in the table, and the reverse");
+        assert_eq!(documented(), exported, "what is documented is exported with these labels, and the reverse");
         for line in [
             "empathd_queue_wait_seconds_bucket{class=\"crisis\",le=\"0.001\"} 1",
             "empathd_decode_seconds_bucket{le=\"5\"} 1",
