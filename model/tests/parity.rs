@@ -69,7 +69,7 @@ fn set() -> Set {
         assert_eq!(view.shape(), shape, "{name}");
         Tensor::from_vec(floats(&view), shape, &Device::Cpu)
     };
-    let base = Backbone::new(config.clone(), &mut weights, &Device::Cpu).unwrap();
+    let base = Backbone::new(config.clone(), &mut weights, &empathd_model::device::open().unwrap()).unwrap();
     let bytes = std::fs::read(folder().join("expected.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let expected = file.tensors().into_iter().map(|(name, view)| (name, floats(&view))).collect();
@@ -100,7 +100,7 @@ impl Set {
 
     /// Loss and gradients at these numbers.
     fn gradients(&self, shape: &Mixture, numbers: &[Vec<f32>]) -> (f64, Vec<Vec<f32>>) {
-        let variable = |i: usize, like: &Tensor| Var::from_slice(&numbers[i], like.dims(), &Device::Cpu);
+        let variable = |i: usize, like: &Tensor| Var::from_slice(&numbers[i], like.dims(), self.base.device());
         let mixture = shape.map(|i, like| variable(i, like).map(Var::into_inner)).unwrap();
         let conversations = self.conversations();
         let batch = Batch::pack(&conversations);

@@ -13,7 +13,7 @@ pub use linear::Linear;
 pub use load::ExpertLoad;
 pub use projection::Projection;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use empathd_proto::engine::MixtureSpec;
 
 /// Most routed experts: a token's choice is 64 bits.
@@ -124,6 +124,14 @@ impl Mixture {
     #[must_use]
     pub fn trainable(&self) -> u64 {
         self.parameters().iter().map(|p| p.tensor.elem_count() as u64).sum()
+    }
+
+    /// The same mixture with its numbers on a device.
+    ///
+    /// # Errors
+    /// They cannot be copied there.
+    pub fn to_device(&self, device: &Device) -> candle_core::Result<Self> {
+        self.map(|_, tensor| tensor.to_device(device))
     }
 
     /// The same mixture with each tensor, in the order of [`Mixture::parameters`], replaced by what `f` makes of it.

@@ -167,12 +167,13 @@ impl LayerCache {
 mod tests {
     use super::*;
     use crate::config::tests::tiny;
+    use crate::ops::check::device;
 
     #[test]
     fn outgrown_and_live_buffers_are_overwritten() {
         let config = BackboneConfig { context: 1024, ..tiny() };
-        let mut cache = KvCache::new(&config, &Device::Cpu);
-        let ones = Tensor::ones((5, config.kv_width()), DType::F32, &Device::Cpu).unwrap();
+        let mut cache = KvCache::new(&config, device());
+        let ones = Tensor::ones((5, config.kv_width()), DType::F32, device()).unwrap();
         cache.reserve(5, &config).unwrap();
         let old = cache.layers[0].keys.clone();
         cache.layer(0).0.extend(0, &ones, &ones).unwrap();

@@ -203,7 +203,7 @@ fn layer(index: usize, config: &BackboneConfig, take: &mut Weights<'_>) -> Resul
 pub(crate) mod tests {
     use super::*;
     use crate::config::tests::tiny;
-    use crate::ops::check::random;
+    use crate::ops::check::{device, random};
     use empathd_proto::engine::MixtureSpec;
 
     /// Random weights of a shape.
@@ -213,7 +213,7 @@ pub(crate) mod tests {
             at += 1;
             if shape.len() == 1 { random(shape, at).affine(0.2, 1.0) } else { random(shape, at).affine(0.3, 0.0) }
         };
-        Backbone::new(config, &mut weights, &Device::Cpu).unwrap()
+        Backbone::new(config, &mut weights, device()).unwrap()
     }
 
     /// A mixture that changes something.
@@ -234,7 +234,7 @@ pub(crate) mod tests {
         let ids = [3u32, 17, 9, 28, 0, 5, 11];
         for mixture in [None, Some(&mixture)] {
             let whole = base.logits_all(&ids, mixture).unwrap().to_vec2::<f32>().unwrap();
-            let mut cache = KvCache::new(base.config(), &Device::Cpu);
+            let mut cache = KvCache::new(base.config(), device());
             let mut load = ExpertLoad::default();
             assert!(close(&base.forward(&ids[..4], &mut cache, mixture, Some(&mut load)).unwrap(), &whole[3]));
             for (i, id) in ids.iter().enumerate().skip(4) {
@@ -250,7 +250,7 @@ pub(crate) mod tests {
     fn a_fresh_mixture_changes_nothing_and_another_does() {
         let base = random_backbone(tiny(), 1);
         let other = random_mixture(&tiny(), 2);
-        let fresh = Mixture::init(&tiny(), other.spec(), 1).unwrap();
+        let fresh = Mixture::init(&tiny(), other.spec(), 1).unwrap().to_device(device()).unwrap();
         let logits =
             |mixture: Option<&Mixture>| base.logits_all(&[1, 2, 3], mixture).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(logits(None), logits(Some(&fresh)));
@@ -260,13 +260,13 @@ pub(crate) mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let base = random_backbone(tiny(), 1);
-        let mut cache = KvCache::new(base.config(), &Device::Cpu);
+        let mut cache = KvCache::new(base.config(), device());
         assert!(base.forward(&[], &mut cache, None, None).is_err());
         assert!(base.forward(&[29], &mut cache, None, None).is_err());
         assert!(base.forward(&[1; 65], &mut cache, None, None).is_err());
         assert!(base.forward(&[1; 64], &mut cache, None, None).is_ok());
         assert!(base.forward(&[1], &mut cache, None, None).is_err(), "the context is full");
         let mut short = |_: &str, shape: &[usize]| Ok(random(&vec![1; shape.len()], 1));
-        assert!(Backbone::new(tiny(), &mut short, &Device::Cpu).is_err());
+        assert!(Backbone::new(tiny(), &mut short, device()).is_err());
     }
 }

@@ -2,8 +2,10 @@
 //! The probabilities are computed again in backward, a block of queries at a time, so nothing quadratic is kept.
 
 use super::host::{host, output, packed, slice, tensor};
+use super::tensors::{attention_gradient, far};
+use crate::device;
 use crate::kernels::{Matrix, Threads, multiply, softmax};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -175,20 +177,17 @@ fn scatter(dst: &mut [f32], width: usize, start: usize, column: usize, rows: &[f
 }
 
 impl Attention {
-    /// Checks shapes and segments.
-    fn operands<'a>(&self, q: (&'a [f32], usize), k: (&'a [f32], usize), v: &'a [f32]) -> Result<Operands<'a>> {
-        let (query_width, key_width) = (q.1, k.1);
-        let head = query_width / self.heads;
-        if head * self.heads != query_width || head * self.kv_heads != key_width || v.len() != k.0.len() {
+    /// Checks shapes and segments; gives the width of a head.
+    fn head(&self, q: (usize, usize), k: (usize, usize), v: (usize, usize)) -> Result<usize> {
+        let head = q.1 / self.heads;
+        if head * self.heads != q.1 || head * self.kv_heads != k.1 || v != k {
             bail!("heads do not divide the rows of attention")
         }
-        let fits = |s: &Segment| {
-            (s.query_start + s.queries) * query_width <= q.0.len() && (s.key_start + s.keys()) * key_width <= k.0.len()
-        };
+        let fits = |s: &Segment| s.query_start + s.queries <= q.0 && s.key_start + s.keys() <= k.0;
         if !self.segments.iter().all(fits) {
             bail!("a segment reaches beyond the rows of attention")
         }
-        Ok(Operands { q: q.0, k: k.0, v, head, query_width, key_width })
+        Ok(head)
     }
 
     /// Every segment with every one of `heads`.
@@ -212,7 +211,9 @@ impl CustomOp3 for Attention {
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let ((n, query_width), (_, key_width)) = (packed(l1)?, packed(l2)?);
-        let all = self.operands((slice(s1, l1)?, query_width), (slice(s2, l2)?, key_width), slice(s3, l3)?)?;
+        let head = self.head(packed(l1)?, packed(l2)?, packed(l3)?)?;
+        let (q, k, v) = (slice(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?);
+        let all = Operands { q, k, v, head, query_width, key_width };
         let group = self.heads / self.kv_heads;
         let tasks = self.tasks(self.heads);
         let found: Vec<Vec<f32>> =
@@ -224,6 +225,21 @@ impl CustomOp3 for Attention {
         output(out, (n, query_width))
     }
 
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+        s3: &CudaStorage,
+        l3: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.head(packed(l1)?, packed(l2)?, packed(l3)?)?;
+        let operands = [(s1, l1), (s2, l2), (s3, l3)];
+        let out = device::attention(operands, self.heads, self.kv_heads, &self.segments)?;
+        Ok((out, l1.shape().clone()))
+    }
+
     fn bwd(
         &self,
         q: &Tensor,
@@ -232,10 +248,16 @@ impl CustomOp3 for Attention {
         _out: &Tensor,
         d_out: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let ((n, query_width), (m, key_width)) = (q.dims2()?, k.dims2()?);
+        if far(q) {
+            let heads = (self.heads, self.kv_heads);
+            let (dq, dk, dv) = attention_gradient([q, k, v, d_out], heads, &self.segments)?;
+            return Ok((Some(dq), Some(dk), Some(dv)));
+        }
+        let ((n, query_width), (m, key_width), device) = (q.dims2()?, k.dims2()?, q.device());
+        let head = self.head((n, query_width), (m, key_width), v.dims2()?)?;
         let d_out = d_out.contiguous()?;
         let (q, k, v, d_out) = (host(q)?, host(k)?, host(v)?, host(&d_out)?);
-        let all = self.operands((&q, query_width), (&k, key_width), &v)?;
+        let all = Operands { q: &q, k: &k, v: &v, head, query_width, key_width };
         let d_out: &[f32] = &d_out;
         let group = self.heads / self.kv_heads;
         let tasks = self.tasks(self.kv_heads);
@@ -252,7 +274,8 @@ impl CustomOp3 for Attention {
             scatter(&mut dv, key_width, segment.key_start, kv * all.head, &part.v, all.head);
         }
         let keys = (m, key_width);
-        Ok((Some(tensor(dq, (n, query_width))?), Some(tensor(dk, keys)?), Some(tensor(dv, keys)?)))
+        let found = |data, shape| tensor(data, shape, device).map(Some);
+        Ok((found(dq, (n, query_width))?, found(dk, keys)?, found(dv, keys)?))
     }
 }
 

@@ -2,13 +2,20 @@
 
 use crate::counter::{Counter, Site};
 use candle_core::{Device, Result, Tensor, Var};
+use std::sync::OnceLock;
+
+/// Where tests compute: the first GPU when the program was built for one and the machine has one.
+pub(crate) fn device() -> &'static Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    DEVICE.get_or_init(|| crate::device::open().expect("a device that opens"))
+}
 
 /// Standard normal numbers.
 pub(crate) fn random(shape: &[usize], seed: u64) -> Tensor {
     let count: usize = shape.iter().product();
     let site = Site::new("check", count as u64);
     let data: Vec<f32> = (0..count as u64).map(|i| Counter::new(seed).normal(site, i) as f32).collect();
-    Tensor::from_vec(data, shape, &Device::Cpu).expect("a shape of its own size")
+    Tensor::from_vec(data, shape, device()).expect("a shape of its own size")
 }
 
 fn numbers(tensor: &Tensor) -> Vec<f64> {
@@ -41,7 +48,7 @@ pub(crate) fn gradients_hold(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<
                     moved[i] = (f64::from(base[i]) + step) as f32;
                     let mut all: Vec<Tensor> = inputs.to_vec();
                     let exact = f64::from(moved[i]);
-                    all[which] = Tensor::from_vec(moved, input.dims(), &Device::Cpu).expect("same size");
+                    all[which] = Tensor::from_vec(moved, input.dims(), device()).expect("same size");
                     (weighted(&f(&all).expect("forward"), &c), exact)
                 };
                 let ((high, up), (low, down)) = (at(STEP), at(-STEP));

@@ -2,8 +2,9 @@
 //! and the gradient of the hidden rows is found on the way forward.
 
 use super::host::{host, output, packed, slice, tensor};
+use super::tensors::{cross_entropy, far, with_gradient};
 use crate::kernels::{Matrix, Threads, multiply, softmax};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::{Arc, OnceLock};
 
@@ -31,6 +32,13 @@ struct LinearCrossEntropy {
 /// # Errors
 /// A target is out of range, or shapes, type or device do not fit.
 pub fn linear_cross_entropy(h: &Tensor, head: &Tensor, targets: &Arc<[Target]>, weight: f32) -> Result<Tensor> {
+    if far(h) {
+        let (rows, width) = h.dims2()?;
+        check(targets, rows, width, head)?;
+        let (losses, d_hidden) = cross_entropy(h, head, targets, Some(weight))?;
+        let loss = losses.into_iter().map(f64::from).sum::<f64>() * f64::from(weight);
+        return with_gradient(h, loss, &d_hidden);
+    }
     let (head, targets) = (head.clone(), targets.clone());
     h.apply_op1(LinearCrossEntropy { head, targets, weight, d_hidden: OnceLock::new() })
 }
@@ -42,6 +50,9 @@ pub fn linear_cross_entropy(h: &Tensor, head: &Tensor, targets: &Arc<[Target]>, 
 pub fn linear_nll(h: &Tensor, head: &Tensor, targets: &[Target]) -> Result<Vec<f32>> {
     let (h_rows, width) = h.dims2()?;
     check(targets, h_rows, width, head)?;
+    if far(h) {
+        return cross_entropy(h, head, targets, None).map(|(losses, _)| losses);
+    }
     let (h, head) = (host(h)?, host(head)?);
     let chunks = targets.chunks(CHUNK).map(|chunk| Chunk::new(&h, &head, width, chunk).losses);
     Ok(chunks.flatten().collect())
@@ -112,7 +123,7 @@ impl CustomOp1 for LinearCrossEntropy {
             }
         }
         // A second forward of the same operation would find the same gradient.
-        let _ = self.d_hidden.set(tensor(d_hidden, (n, width))?);
+        let _ = self.d_hidden.set(tensor(d_hidden, (n, width), &Device::Cpu)?);
         output(vec![(loss * f64::from(self.weight)) as f32], 1)
     }
 

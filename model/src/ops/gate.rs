@@ -2,8 +2,10 @@
 //! softmax over the kept ones, and so is its gradient.
 
 use super::host::{host, output, packed, slice, tensor};
+use super::tensors::far;
+use crate::device;
 use crate::kernels::softmax;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use std::sync::Arc;
 
 /// For each token one bit per expert.
@@ -55,16 +57,24 @@ fn columns(bits: u64, experts: usize) -> impl Iterator<Item = usize> {
     (0..experts).filter(move |e| bits >> e & 1 == 1)
 }
 
+impl Gate {
+    /// Tokens and experts of logits that fit the choice.
+    fn sides(&self, logits: &Layout) -> Result<(usize, usize)> {
+        let (n, experts) = packed(logits)?;
+        if self.choice.taken.len() != n || experts > 64 {
+            bail!("{} choices meet {n} tokens and {experts} experts", self.choice.taken.len())
+        }
+        Ok((n, experts))
+    }
+}
+
 impl CustomOp1 for Gate {
     fn name(&self) -> &'static str {
         "gate"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n, experts) = packed(layout)?;
-        if self.choice.taken.len() != n {
-            bail!("{} choices meet {n} tokens", self.choice.taken.len())
-        }
+        let (n, experts) = self.sides(layout)?;
         let mut gates = vec![0f32; n * experts];
         let rows = gates.chunks_exact_mut(experts).zip(slice(storage, layout)?.chunks_exact(experts));
         for ((gates, logits), bits) in rows.zip(self.choice.taken.iter()) {
@@ -73,6 +83,11 @@ impl CustomOp1 for Gate {
             columns(*bits, experts).zip(kept).for_each(|(e, g)| gates[e] = g);
         }
         output(gates, (n, experts))
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let sides = self.sides(layout)?;
+        Ok((device::gate((storage, layout), &self.choice.taken)?, sides.into()))
     }
 
     /// `dz = g·(dg − Σ g·dg)`: zero where the gate is.
@@ -84,7 +99,7 @@ impl CustomOp1 for Gate {
             let mean: f32 = g.iter().zip(dz.iter()).map(|(g, d)| g * d).sum();
             dz.iter_mut().zip(g).for_each(|(d, g)| *d = g * (*d - mean));
         }
-        tensor(dz, (n, experts)).map(Some)
+        tensor(dz, (n, experts), gates.device()).map(Some)
     }
 }
 
@@ -103,6 +118,15 @@ pub fn spread(u: &Tensor, gates: &Tensor, shared: usize, scale: f32) -> Result<T
 }
 
 impl Spread {
+    /// Rows and columns of `u`, and experts and the rank of each.
+    fn sides(&self, u: &Layout, gates: &Layout) -> Result<((usize, usize), (usize, usize))> {
+        let ((n, width), (rows, experts)) = (packed(u)?, packed(gates)?);
+        if rows != n {
+            bail!("{rows} rows of gates meet {n} tokens")
+        }
+        Ok(((n, width), (experts, self.rank(width, experts)?)))
+    }
+
     /// Rank of one expert.
     fn rank(&self, width: usize, experts: usize) -> Result<usize> {
         match width.checked_sub(self.shared) {
@@ -130,32 +154,39 @@ impl CustomOp2 for Spread {
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let ((n, width), (rows, experts)) = (packed(l1)?, packed(l2)?);
-        if rows != n {
-            bail!("{rows} rows of gates meet {n} tokens")
-        }
-        let rank = self.rank(width, experts)?;
+        let ((n, width), (experts, rank)) = self.sides(l1, l2)?;
         output(self.apply(slice(s1, l1)?, slice(s2, l2)?, width, experts, rank), (n, width))
     }
 
+    fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, s2: &CudaStorage, l2: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (sides, (_, rank)) = self.sides(l1, l2)?;
+        Ok((device::spread((s1, l1), (s2, l2), self.shared, rank, self.scale)?, sides.into()))
+    }
+
     fn bwd(&self, u: &Tensor, gates: &Tensor, _h: &Tensor, dh: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let ((n, width), (_, experts)) = (u.dims2()?, gates.dims2()?);
+        let ((n, width), (_, experts), device) = (u.dims2()?, gates.dims2()?, u.device());
         let rank = self.rank(width, experts)?;
         let dh = dh.contiguous()?;
+        if far(u) {
+            let du = dh.apply_op2_no_bwd(&gates.detach(), self)?;
+            let routed = (u.detach() * dh)?.narrow(1, self.shared, experts * rank)?.contiguous()?;
+            let d_gates = (routed.reshape((n, experts, rank))?.sum(2)? * f64::from(self.scale))?;
+            return Ok((Some(du), Some(d_gates)));
+        }
         let (u, gates, dh) = (host(u)?, host(gates)?, host(&dh)?);
         let d_gates = u.chunks_exact(width).zip(dh.chunks_exact(width)).flat_map(|(u, dh)| {
             let parts = u[self.shared..].chunks_exact(rank).zip(dh[self.shared..].chunks_exact(rank));
             parts.map(|(u, dh)| self.scale * u.iter().zip(dh).map(|(u, d)| u * d).sum::<f32>())
         });
-        let d_gates = tensor(d_gates.collect(), (n, experts))?;
-        let du = tensor(self.apply(&dh, &gates, width, experts, rank), (n, width))?;
+        let d_gates = tensor(d_gates.collect(), (n, experts), device)?;
+        let du = tensor(self.apply(&dh, &gates, width, experts, rank), (n, width), device)?;
         Ok((Some(du), Some(d_gates)))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::{gradients_hold, random};
+    use super::super::check::{device, gradients_hold, random};
     use super::*;
 
     #[test]
@@ -168,7 +199,7 @@ mod tests {
 
     #[test]
     fn the_best_are_kept_and_renormalised() {
-        let logits = Tensor::new(&[[0f32, 2.0, 1.0, 2.0], [5.0, 0.0, 0.0, 0.0]], &candle_core::Device::Cpu).unwrap();
+        let logits = Tensor::new(&[[0f32, 2.0, 1.0, 2.0], [5.0, 0.0, 0.0, 0.0]], device()).unwrap();
         let choice = choose(&logits, 2, None).unwrap();
         assert_eq!(choice.taken[..], [0b1010, 0b0011], "of equals the earlier");
         let gates = gate(&logits, &choice).unwrap().to_vec2::<f32>().unwrap();

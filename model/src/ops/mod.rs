@@ -1,6 +1,6 @@
 //! Differentiable operations of our own: forward and backward of each in one file, frozen operands without a gradient.
-//! They work on f32 in the processor's memory, on packed rows `[tokens, width]`; other devices are refused by candle
-//! with the operation's name. Nothing here knows models or adapters.
+//! They work on f32, on packed rows `[tokens, width]`, in the processor's memory; on a card, the forward passes are those
+//! of `device` and the backward passes those of `tensors`. Nothing here knows models or adapters.
 //!
 //! candle's own fused operations cut the gradient silently, and its matrix product computes and keeps the gradient of
 //! frozen weights; that is why these exist.
@@ -14,6 +14,7 @@ mod rms_norm;
 mod rope;
 mod router_loss;
 mod swiglu;
+mod tensors;
 
 #[cfg(test)]
 pub(crate) mod check;

@@ -1,7 +1,10 @@
 //! Root-mean-square norm with a frozen weight.
 
 use super::host::{ROWS_PER_TASK, host, output, packed, slice, tensor};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use super::linear::on_card;
+use super::tensors::{far, rms_norm_gradient};
+use crate::device;
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 struct RmsNorm {
@@ -35,6 +38,15 @@ impl RmsNorm {
     fn factor(&self, x: &[f32]) -> f32 {
         1.0 / (lanes(x, x, |a, b| a * b) / x.len() as f32 + self.eps).sqrt()
     }
+
+    /// Rows and columns of an input that fits the weight.
+    fn sides(&self, x: &Layout) -> Result<(usize, usize)> {
+        let (n, width) = packed(x)?;
+        if self.weight.dims() != [width] {
+            bail!("a norm of {:?} meets rows of {width}", self.weight.dims())
+        }
+        Ok((n, width))
+    }
 }
 
 impl CustomOp1 for RmsNorm {
@@ -43,11 +55,8 @@ impl CustomOp1 for RmsNorm {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n, width) = packed(layout)?;
+        let (n, width) = self.sides(layout)?;
         let (x, weight) = (slice(storage, layout)?, host(&self.weight)?);
-        if weight.len() != width {
-            bail!("a norm of {} meets rows of {width}", weight.len())
-        }
         let mut y = vec![0f32; n * width];
         let block = ROWS_PER_TASK * width;
         y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| {
@@ -59,9 +68,17 @@ impl CustomOp1 for RmsNorm {
         output(y, (n, width))
     }
 
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let sides = self.sides(layout)?;
+        Ok((on_card(&self.weight, |weight| device::rms_norm((storage, layout), weight, self.eps))?, sides.into()))
+    }
+
     /// `dx = r·(dy·w) − x·r³·mean(dy·w·x)`.
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let (n, width) = x.dims2()?;
+        if far(x) {
+            return rms_norm_gradient(x, &self.weight, self.eps, dy).map(Some);
+        }
+        let ((n, width), device) = (x.dims2()?, x.device());
         let dy = dy.contiguous()?;
         let (x, dy, weight) = (host(x)?, host(&dy)?, host(&self.weight)?);
         let mut dx = vec![0f32; n * width];
@@ -76,13 +93,13 @@ impl CustomOp1 for RmsNorm {
                 dx.iter_mut().zip(x).for_each(|(dx, x)| *dx = *dx * r - x * pull);
             }
         });
-        tensor(dx, (n, width)).map(Some)
+        tensor(dx, (n, width), device).map(Some)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::{gradients_hold, random};
+    use super::super::check::{device, gradients_hold, random};
     use super::*;
 
     #[test]
@@ -93,7 +110,7 @@ mod tests {
 
     #[test]
     fn rows_have_unit_mean_square() {
-        let ones = Tensor::ones(11, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+        let ones = Tensor::ones(11, candle_core::DType::F32, device()).unwrap();
         let rows = rms_norm(&random(&[40, 11], 2), &ones, 1e-9).unwrap().to_vec2::<f32>().unwrap();
         assert!(rows.iter().all(|row| (row.iter().map(|x| x * x).sum::<f32>() / 11.0 - 1.0).abs() < 1e-5));
     }

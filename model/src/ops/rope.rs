@@ -1,10 +1,12 @@
 //! Rotary positions, in the half-split convention of Hugging Face (column `i` turns with column `i + width/2`).
 
-use super::host::{ROWS_PER_TASK, host, output, packed, slice, tensor};
+use super::host::{ROWS_PER_TASK, output, packed, slice};
 use crate::config::{BackboneConfig, RopeScaling};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use crate::device;
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Cosines and sines of every position of a context.
 #[derive(Clone)]
@@ -12,6 +14,8 @@ pub struct RopeTable {
     half: usize,
     /// Positions times `half` pairs of cosine and sine.
     turns: Arc<[(f32, f32)]>,
+    /// The same on the card, once it was needed there: `[positions, half, 2]`.
+    on_card: Arc<OnceLock<Tensor>>,
 }
 
 impl RopeTable {
@@ -27,13 +31,23 @@ impl RopeTable {
                 ((sharpness * angle.cos()) as f32, (sharpness * angle.sin()) as f32)
             })
         });
-        Self { half, turns: turns.collect() }
+        Self { half, turns: turns.collect(), on_card: Arc::default() }
     }
 
     /// Cosine and sine of each pair at a position.
     #[must_use]
     pub fn turns(&self, position: usize) -> &[(f32, f32)] {
         &self.turns[position * self.half..][..self.half]
+    }
+
+    /// The table in the memory of a card. All of a program's tensors are on one.
+    fn on(&self, card: &Device) -> Result<&Tensor> {
+        if self.on_card.get().is_none() {
+            let numbers: Vec<f32> = self.turns.iter().flat_map(|(cosine, sine)| [*cosine, *sine]).collect();
+            let table = Tensor::from_vec(numbers, (self.positions(), self.half, 2), card)?;
+            return Ok(self.on_card.get_or_init(|| table));
+        }
+        self.on_card.get().map_or_else(|| bail!("the table of turns is gone"), Ok)
     }
 
     /// Positions it knows.
@@ -85,6 +99,8 @@ fn sharpness(config: &BackboneConfig) -> f64 {
 struct Rope {
     table: RopeTable,
     positions: Arc<[u32]>,
+    /// 1, or −1 to turn back.
+    sign: f32,
 }
 
 /// Turns each head of row `i` of `x[n, heads·width]` by `positions[i]`.
@@ -92,19 +108,24 @@ struct Rope {
 /// # Errors
 /// A position is beyond the table, or shapes, type or device do not fit.
 pub fn rope(x: &Tensor, table: &RopeTable, positions: &Arc<[u32]>) -> Result<Tensor> {
-    x.apply_op1(Rope { table: table.clone(), positions: positions.clone() })
+    x.apply_op1(Rope { table: table.clone(), positions: positions.clone(), sign: 1.0 })
 }
 
 impl Rope {
-    /// Turns forward for `sign` 1, back for −1.
-    fn turn(&self, x: &[f32], n: usize, width: usize, sign: f32) -> Result<Vec<f32>> {
-        let half = self.table.half;
+    /// Rows and columns of an input that fits table and positions.
+    fn sides(&self, x: &Layout) -> Result<(usize, usize)> {
+        let ((n, width), half) = (packed(x)?, self.table.half);
         if self.positions.len() != n || !width.is_multiple_of(2 * half) {
             bail!("{} positions of heads of {} meet {n} rows of {width}", self.positions.len(), 2 * half)
         }
         if self.positions.iter().any(|p| *p as usize >= self.table.positions()) {
             bail!("a position is beyond the context of {} tokens", self.table.positions())
         }
+        Ok((n, width))
+    }
+
+    fn turn(&self, x: &[f32], n: usize, width: usize) -> Vec<f32> {
+        let half = self.table.half;
         let mut y = vec![0f32; n * width];
         let block = ROWS_PER_TASK * width;
         let rows = self.positions.par_chunks(ROWS_PER_TASK);
@@ -112,11 +133,11 @@ impl Rope {
             for ((y, x), position) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(positions) {
                 let turns = &self.table.turns[*position as usize * half..][..half];
                 for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
-                    turn_head(y, x, turns, sign);
+                    turn_head(y, x, turns, self.sign);
                 }
             }
         });
-        Ok(y)
+        y
     }
 }
 
@@ -137,15 +158,20 @@ impl CustomOp1 for Rope {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n, width) = packed(layout)?;
-        output(self.turn(slice(storage, layout)?, n, width, 1.0)?, (n, width))
+        let (n, width) = self.sides(layout)?;
+        output(self.turn(slice(storage, layout)?, n, width), (n, width))
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let sides = self.sides(layout)?;
+        let table = self.table.on(&Device::Cuda(storage.device().clone()))?;
+        Ok((device::rope((storage, layout), table, &self.positions, self.sign)?, sides.into()))
     }
 
     /// A turn's transpose is the turn back.
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let (n, width) = x.dims2()?;
-        let dy = dy.contiguous()?;
-        tensor(self.turn(&host(&dy)?, n, width, -1.0)?, (n, width)).map(Some)
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let back = Self { table: self.table.clone(), positions: self.positions.clone(), sign: -self.sign };
+        dy.contiguous()?.apply_op1_no_bwd(&back).map(Some)
     }
 }
 

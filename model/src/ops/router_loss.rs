@@ -2,8 +2,9 @@
 //! that its logits stay small.
 
 use super::host::{host, output, packed, slice, tensor};
+use super::tensors::far;
 use crate::kernels::softmax;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 use std::sync::{Arc, OnceLock};
 
 /// What the router of a layer should do with the tokens of one pass.
@@ -31,7 +32,12 @@ struct RouterLoss {
 /// # Errors
 /// Shapes, type or device do not fit.
 pub fn router_loss(logits: &Tensor, goal: &RouterGoal) -> Result<Tensor> {
-    logits.apply_op1(RouterLoss { goal: goal.clone(), d_logits: OnceLock::new() })
+    let loss = RouterLoss { goal: goal.clone(), d_logits: OnceLock::new() };
+    if far(logits) {
+        // A few numbers for each token: the processor computes them.
+        return logits.to_device(&Device::Cpu)?.apply_op1(loss)?.to_device(logits.device());
+    }
+    logits.apply_op1(loss)
 }
 
 impl RouterGoal {
@@ -65,7 +71,7 @@ impl CustomOp1 for RouterLoss {
             row.iter_mut().for_each(|d| *d /= n as f32);
         }
         // A second forward of the same operation would find the same gradient.
-        let _ = self.d_logits.set(tensor(d_logits, (n, experts))?);
+        let _ = self.d_logits.set(tensor(d_logits, (n, experts), &Device::Cpu)?);
         output(vec![(loss / n as f64) as f32], 1)
     }
 

@@ -26,7 +26,8 @@ pub fn evaluate(
 ) -> Result<Evaluation, TrainError> {
     let seq_len = seq_len.min(base.config().context);
     let prepared = prepare(encode, examples.iter(), seq_len)?;
-    measure(base, mixture, &prepared.iter().collect::<Vec<_>>(), between_layers)
+    let mixture = mixture.map(|mixture| mixture.to_device(base.device())).transpose()?;
+    measure(base, mixture.as_ref(), &prepared.iter().collect::<Vec<_>>(), between_layers)
 }
 
 /// Measures prepared examples.

@@ -13,7 +13,7 @@ use super::{Observer, TrainError};
 use crate::adapter::{ExpertLoad, Mixture, ParameterKind};
 use crate::backbone::Backbone;
 use crate::counter::{Counter, Site};
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 use empathd_proto::engine::{Evaluation, TrainSpec};
 use empathd_proto::record::Domain;
 use empathd_proto::report::{TrainPhase, TrainProgress, TrainReport};
@@ -53,8 +53,8 @@ impl<'a> Job<'a> {
     /// Numbers as a mixture, as variables when they are to be trained.
     fn mixture(&self, weights: &[Vec<f32>], variables: bool) -> candle_core::Result<Mixture> {
         self.shape.map(|i, like| match variables {
-            true => Var::from_slice(&weights[i], like.dims(), &Device::Cpu).map(Var::into_inner),
-            false => Tensor::from_slice(&weights[i], like.dims(), &Device::Cpu),
+            true => Var::from_slice(&weights[i], like.dims(), self.base.device()).map(Var::into_inner),
+            false => Tensor::from_slice(&weights[i], like.dims(), self.base.device()),
         })
     }
 

@@ -184,7 +184,7 @@ mod tests {
     fn whole(base: &Backbone, mixture: &Mixture, batch: &Batch, plan: &RouterPlan) -> Tensor {
         let work = Work { base, mixture, batch, weight: WEIGHT, routers: Some(plan) };
         let mut x = base.embed(&batch.ids).unwrap();
-        let mut total = Tensor::zeros(1, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+        let mut total = Tensor::zeros(1, candle_core::DType::F32, base.device()).unwrap();
         for index in 0..2 {
             let (next, routed) = work.run(index, &x).unwrap();
             total = (total + (plan.loss(&routed.unwrap()).unwrap() * f64::from(plan.weight)).unwrap()).unwrap();

@@ -98,6 +98,7 @@ fn a_job_learns_and_reports_what_happened() {
     let again = evaluate(&base(), &Bytes, Some(&trained.mixture), &held, 32, &mut || ()).unwrap();
     assert!((again.loss - report.val_loss_after).abs() < 1e-6, "the report is what anyone measures");
     let served = Mixture::from_bytes(&trained.bytes, base().config(), SHA).unwrap();
+    let served = served.to_device(base().device()).unwrap();
     let logits = |m: &Mixture| base().logits_all(&[3, 4, 5], Some(m)).unwrap().to_vec2::<f32>().unwrap();
     assert_eq!(logits(&trained.mixture), logits(&served), "the trained forward is the served one");
 }
