@@ -15,6 +15,7 @@ pub mod gguf;
 pub mod infer;
 pub mod kernels;
 pub mod ops;
+pub mod packed;
 pub mod schedule;
 pub mod template;
 pub mod tiny;

@@ -190,6 +190,7 @@ const fn dtype(code: u32) -> Option<GgmlDType> {
         8 => GgmlDType::Q8_0,
         12 => GgmlDType::Q4K,
         14 => GgmlDType::Q6K,
+        30 => GgmlDType::BF16,
         _ => return None,
     })
 }

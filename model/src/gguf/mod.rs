@@ -8,8 +8,9 @@ pub(crate) mod names;
 pub use header::{Extent, Header, MAX_ARRAY, MAX_HEADER_BYTES, MAX_PAIRS, MAX_STRING_BYTES, MAX_TENSORS, Value};
 
 use crate::config::{Architecture, BackboneConfig, ConfigError, RopeScaling};
+use crate::kernels::WeightFormat;
 use crate::tokenizer::{Tokenizer, TokenizerError, TokenizerSource};
-use candle_core::quantized::{QStorage, QTensor};
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Tensor};
 use names::{Place, RopeRows};
 use sha2::{Digest, Sha256};
@@ -74,7 +75,7 @@ pub enum GgufError {
     #[error("the file has no tensor {0}; it is not a complete model")]
     NoTensor(String),
     /// A tensor is packed in a way this release does not read.
-    #[error("tensor {name} is packed as type {code}; supported are F32, F16, Q4_0, Q4_1, Q8_0, Q4_K and Q6_K")]
+    #[error("tensor {name} is packed as type {code}; supported are F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K and Q6_K")]
     TensorKind {
         /// Its name.
         name: String,
@@ -111,6 +112,24 @@ impl GgufError {
 /// A text from the file as an error may show it: short and without control characters.
 fn shown(text: &str) -> String {
     text.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect()
+}
+
+/// In which order a file keeps the rows of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowOrder {
+    /// Half the rows of a head, when the two rows of a rotation lie side by side in the file.
+    half: Option<usize>,
+}
+
+impl RowOrder {
+    /// The row of the file that is row `row` of the tensor.
+    #[must_use]
+    pub const fn source(self, row: usize) -> usize {
+        match self.half {
+            None => row,
+            Some(half) => row / (2 * half) * 2 * half + row % half * 2 + row % (2 * half) / half,
+        }
+    }
 }
 
 /// An open model file whose header was read and checked.
@@ -251,6 +270,43 @@ impl GgufFile {
             RopeRows::Key => self.config()?.kv_heads,
         };
         Ok(names::halves_from_pairs(&tensor, heads)?)
+    }
+
+    /// The bytes of the tensor of this Hugging Face name as they lie in the file, into `bytes`; how they are packed, and
+    /// from which row of the file each row of the tensor comes.
+    ///
+    /// # Errors
+    /// As [`GgufFile::tensor`].
+    pub fn raw(
+        &self,
+        hf_name: &str,
+        shape: &[usize],
+        bytes: &mut Vec<u8>,
+    ) -> Result<(WeightFormat, RowOrder), GgufError> {
+        let Place { name, rope } = names::place(hf_name).ok_or_else(|| GgufError::NoTensor(shown(hf_name)))?;
+        let extent = self.extent(&name)?;
+        if extent.dims != shape {
+            return Err(GgufError::TensorShape { name, found: extent.dims.clone(), expected: shape.to_vec() });
+        }
+        let heads = match rope {
+            RopeRows::No => None,
+            RopeRows::Query => Some(self.config()?.heads),
+            RopeRows::Key => Some(self.config()?.kv_heads),
+        };
+        let format = match extent.dtype {
+            GgmlDType::F32 => WeightFormat::F32,
+            GgmlDType::F16 => WeightFormat::F16,
+            GgmlDType::BF16 => WeightFormat::Bf16,
+            GgmlDType::Q4_0 => WeightFormat::Q4_0,
+            GgmlDType::Q4_1 => WeightFormat::Q4_1,
+            GgmlDType::Q8_0 => WeightFormat::Q8_0,
+            GgmlDType::Q4K => WeightFormat::Q4K,
+            GgmlDType::Q6K => WeightFormat::Q6K,
+            other => return Err(GgufError::Unpack(candle_core::Error::Msg(format!("{other:?} has no layout")))),
+        };
+        bytes.resize(usize::try_from(extent.bytes).map_err(|_| GgufError::Truncated)?, 0);
+        self.file.read_exact_at(bytes, extent.offset).map_err(GgufError::read)?;
+        Ok((format, RowOrder { half: heads.map(|heads| shape[0] / heads / 2) }))
     }
 
     fn unpack(&self, extent: &Extent) -> Result<Tensor, GgufError> {

@@ -7,11 +7,12 @@ use crate::adapter::Mixture;
 use crate::backbone::{Backbone, WeakBackbone};
 use crate::config::{BackboneConfig, ConfigError, RopeScaling};
 use crate::gguf::{self, GgufError, GgufFile};
+use crate::packed::{Executor, PackedWeights, WeightsError};
 use crate::template::{ChatFormat, TemplateError};
 use candle_core::Device;
-use empathd_proto::engine::{BaseModel, RopeSpec, ServingSpec};
+use empathd_proto::engine::{BaseModel, ComputePath, RopeSpec, ServingSpec};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Longest context that can be asked for, tokens.
 pub const MAX_CONTEXT: usize = 1 << 20;
@@ -34,6 +35,12 @@ pub enum ModelError {
     /// The serving settings do not fit it.
     #[error("it cannot be served as configured: {0}")]
     Serving(#[from] ConfigError),
+    /// The weights cannot be packed.
+    #[error(transparent)]
+    Pack(#[from] WeightsError),
+    /// There is no memory for keys and values.
+    #[error("there is no room for keys and values ({0}); configure less of it")]
+    Memory(std::io::ErrorKind),
     /// The weights cannot be taken into memory.
     #[error("its weights cannot be loaded: {0}")]
     Weights(candle_core::Error),
@@ -49,6 +56,9 @@ pub struct Model {
     file: GgufFile,
     device: Device,
     serving: ServingSpec,
+    threads: usize,
+    /// There when answers are computed with packed weights.
+    packed: Option<Arc<PackedWeights>>,
     backbone: Mutex<WeakBackbone>,
 }
 
@@ -62,7 +72,7 @@ impl Model {
         sha256: [u8; 32],
         device: &Device,
         serving: &ServingSpec,
-        _threads: usize,
+        threads: usize,
     ) -> Result<Self, ModelError> {
         let file = gguf::open(path)?;
         if file.sha256()? != sha256 {
@@ -81,8 +91,11 @@ impl Model {
             sha256,
         };
         let format = ChatFormat::new(tokenizer, file.chat_template())?;
+        // Own kernels are for the processor; elsewhere answers are computed by candle.
+        let packs = serving.path == ComputePath::Packed && device.is_cpu();
+        let packed = packs.then(|| PackedWeights::read(&file, config.clone()).map(Arc::new)).transpose()?;
         let (device, serving) = (device.clone(), serving.clone());
-        Ok(Self { format, facts, config, file, device, serving, backbone: Mutex::default() })
+        Ok(Self { format, facts, config, file, device, serving, threads, packed, backbone: Mutex::default() })
     }
 
     /// Its shape, with the context and the stretching it is served with.
@@ -94,8 +107,12 @@ impl Model {
     /// What computes answers, with empty slots.
     ///
     /// # Errors
-    /// [`ModelError::File`] or [`ModelError::Weights`].
+    /// [`ModelError::File`], [`ModelError::Weights`] or [`ModelError::Memory`].
     pub fn compute(&self) -> Result<Compute, ModelError> {
+        if let Some(weights) = &self.packed {
+            let executor = Executor::new(Arc::clone(weights), self.serving.kv_mib, self.threads);
+            return Ok(Compute::Packed(Box::new(executor.map_err(|error| ModelError::Memory(error.kind()))?)));
+        }
         let reference = ReferenceExecutor::new(self.backbone()?, self.serving.kv_mib);
         Ok(Compute::Reference(Box::new(reference)))
     }
@@ -105,7 +122,11 @@ impl Model {
     /// # Errors
     /// [`ModelError::Weights`] when it does not fit.
     pub fn adapter(&self, mixture: Mixture) -> Result<ServingAdapter, ModelError> {
-        Ok(ServingAdapter { mixture })
+        if self.packed.is_some() {
+            return ServingAdapter::packed(mixture, self.config.layers).map_err(ModelError::Weights);
+        }
+        let mixture = mixture.map(|_, tensor| tensor.to_device(&self.device)).map_err(ModelError::Weights)?;
+        Ok(ServingAdapter::plain(mixture))
     }
 
     /// The weights as training reads them, f32: read from the file unless somebody still has them.

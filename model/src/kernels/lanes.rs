@@ -10,6 +10,8 @@ pub(super) const LANES: usize = 16;
 /// # Safety
 /// Every function needs the instructions of its type: callers are reached through [`with_lanes`] alone.
 pub(super) trait Lanes: Copy {
+    /// Whether there are thirty-two registers of sixteen numbers, and not sixteen of eight.
+    const WIDE: bool;
     /// All the same.
     unsafe fn splat(value: f32) -> Self;
     /// Sixteen numbers from memory.
@@ -109,6 +111,8 @@ impl Plain {
 }
 
 impl Lanes for Plain {
+    const WIDE: bool = false;
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         Self([value; LANES])
@@ -202,9 +206,11 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub(in super::super) struct Avx2(__m256, __m256);
 
-    const ROUNDING: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    const ROUNDING: i32 = _MM_FROUND_TO_NEAREST_INT;
 
     impl Lanes for Avx512 {
+        const WIDE: bool = true;
+
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
             // SAFETY: see above.
@@ -296,6 +302,8 @@ mod x86 {
     }
 
     impl Lanes for Avx2 {
+        const WIDE: bool = false;
+
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
             // SAFETY: see above.

@@ -4,16 +4,24 @@
 //! multiplies them in the widest instructions that the processor has ([`Instructions`]).
 
 mod activation;
+mod attention;
 mod exponential;
 mod format;
+mod lanes;
 mod lines;
 mod matrix;
 mod packed;
+mod pool;
 mod product;
+mod rows;
 
 pub use activation::{Activations, ActivationsWriter, Keep};
+pub use attention::{Attention, KvShape, KvSpan, KvStore, MAX_HEAD_DIM, Turns};
 pub use exponential::{exp, softmax};
 pub use format::WeightFormat;
+pub use lines::Arena;
 pub use matrix::{Matrix, Threads, multiply};
 pub use packed::{PackError, PackKind, PackedMatrix};
+pub use pool::{PerThread, Pool};
 pub use product::{Instructions, LowRank, OutRows, Run, product, product_columns};
+pub use rows::{After, Product, dots, fill_rows, norm_rows, products, swiglu_rows};

@@ -414,3 +414,6 @@ fn quantise(kind: PackKind, weights: &[f32; BLOCK]) -> WeightBlock {
     });
     WeightBlock { q, scale, min }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ pub use reference::ReferenceExecutor;
 
 use crate::adapter::{ExpertLoad, Mixture};
 use crate::config::BackboneConfig;
+use crate::packed::{Executor, PackedMixture};
 use std::sync::Arc;
 
 /// Slots of an executor: conversations whose keys and values can be kept at once.
@@ -63,6 +64,25 @@ pub struct Span<'a> {
 pub struct ServingAdapter {
     /// Its numbers as they were trained.
     pub mixture: Mixture,
+    /// The same for packed weights, when that is how answers are computed.
+    pub(crate) packed: Option<PackedMixture>,
+}
+
+impl ServingAdapter {
+    /// A generation for the plain f32 way.
+    #[must_use]
+    pub const fn plain(mixture: Mixture) -> Self {
+        Self { mixture, packed: None }
+    }
+
+    /// A generation for packed weights of so many layers.
+    ///
+    /// # Errors
+    /// A tensor cannot be read.
+    pub fn packed(mixture: Mixture, layers: usize) -> Result<Self, candle_core::Error> {
+        let packed = Some(PackedMixture::new(&mixture, layers)?);
+        Ok(Self { mixture, packed })
+    }
 }
 
 /// Why a pass failed. The slots of the pass hold nothing usable afterwards and must be wiped.
@@ -86,6 +106,8 @@ pub enum ComputeError {
 
 /// What computes.
 pub enum Compute {
+    /// Packed weights and own kernels, on the processor.
+    Packed(Box<Executor>),
     /// Plain f32 tensors.
     Reference(Box<ReferenceExecutor>),
 }
@@ -95,6 +117,7 @@ impl Compute {
     #[must_use]
     pub fn config(&self) -> &BackboneConfig {
         match self {
+            Self::Packed(executor) => executor.config(),
             Self::Reference(executor) => executor.config(),
         }
     }
@@ -109,6 +132,7 @@ impl Compute {
     #[must_use]
     pub fn kv_tokens_max(&self) -> usize {
         match self {
+            Self::Packed(executor) => executor.kv_tokens_max(),
             Self::Reference(executor) => executor.kv_tokens_max(),
         }
     }
@@ -116,16 +140,21 @@ impl Compute {
     /// Most rows of one pass.
     #[must_use]
     pub const fn rows_max(&self) -> usize {
-        match self {
-            Self::Reference(_) => ReferenceExecutor::rows_max(),
-        }
+        ROWS_MAX
     }
 
     /// Most rows of one pass that get logits.
     #[must_use]
     pub const fn logit_rows_max(&self) -> usize {
+        LOGIT_ROWS_MAX
+    }
+
+    /// Bytes of weights that one decoded token reads, where they are packed.
+    #[must_use]
+    pub fn token_bytes(&self) -> Option<usize> {
         match self {
-            Self::Reference(_) => ReferenceExecutor::logit_rows_max(),
+            Self::Packed(executor) => Some(executor.token_bytes()),
+            Self::Reference(_) => None,
         }
     }
 
@@ -136,6 +165,7 @@ impl Compute {
     #[must_use]
     pub fn len(&self, slot: SlotId) -> usize {
         match self {
+            Self::Packed(executor) => executor.len(slot),
             Self::Reference(executor) => executor.len(slot),
         }
     }
@@ -153,6 +183,7 @@ impl Compute {
     /// See [`ComputeError`]. A malformed pass changes nothing; after another error its slots must be wiped.
     pub fn pass(&mut self, spans: &[Span<'_>], loads: Loads<'_>) -> Result<&[f32], ComputeError> {
         match self {
+            Self::Packed(executor) => executor.pass(spans, loads),
             Self::Reference(executor) => executor.pass(spans, loads),
         }
     }
@@ -160,6 +191,7 @@ impl Compute {
     /// Forgets the tokens of a slot behind the first `len` and overwrites them; the bytes overwritten.
     pub fn truncate(&mut self, slot: SlotId, len: usize) -> u64 {
         match self {
+            Self::Packed(executor) => executor.truncate(slot, len),
             Self::Reference(executor) => executor.truncate(slot, len),
         }
     }
@@ -170,6 +202,7 @@ impl Compute {
     /// The slots are the same, `to` is not empty, or `from` is shorter.
     pub fn copy_prefix(&mut self, from: SlotId, to: SlotId, len: usize) -> Result<(), ComputeError> {
         match self {
+            Self::Packed(executor) => executor.copy_prefix(from, to, len),
             Self::Reference(executor) => executor.copy_prefix(from, to, len),
         }
     }
@@ -177,18 +210,19 @@ impl Compute {
     /// Overwrites and empties a slot; the bytes overwritten.
     pub fn wipe(&mut self, slot: SlotId) -> u64 {
         match self {
+            Self::Packed(executor) => executor.wipe(slot),
             Self::Reference(executor) => executor.wipe(slot),
         }
     }
 }
 
 /// Tokens that `mib` MiB of keys and values hold, at least one whole context.
-fn kv_tokens(mib: u32, token_bytes: usize, context: usize) -> usize {
+pub(crate) fn kv_tokens(mib: u32, token_bytes: usize, context: usize) -> usize {
     ((mib as usize) << 20).div_euclid(token_bytes).max(context)
 }
 
 /// Refuses a malformed pass before anything is touched. `len` tells how long a slot is, when there is one.
-fn check(
+pub(crate) fn check(
     spans: &[Span<'_>],
     config: &BackboneConfig,
     len: impl Fn(SlotId) -> Option<usize>,

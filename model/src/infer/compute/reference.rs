@@ -1,7 +1,7 @@
 //! The plain way to compute: candle tensors in f32 on whatever device the backbone lives, one span after the other. What
 //! the packed way is compared with. Refuses to know packed weights and who asks.
 
-use super::{ComputeError, LOGIT_ROWS_MAX, Loads, ROWS_MAX, SLOTS, SlotId, Span, check};
+use super::{ComputeError, Loads, SLOTS, SlotId, Span, check};
 use crate::backbone::{Backbone, KvCache};
 use crate::config::BackboneConfig;
 
@@ -68,14 +68,6 @@ impl ReferenceExecutor {
     pub(super) fn wipe(&mut self, slot: SlotId) -> u64 {
         self.slots[slot.0].wipe()
     }
-
-    pub(super) const fn rows_max() -> usize {
-        ROWS_MAX
-    }
-
-    pub(super) const fn logit_rows_max() -> usize {
-        LOGIT_ROWS_MAX
-    }
 }
 
 #[cfg(test)]
@@ -96,7 +88,7 @@ mod tests {
         let base = random_backbone(tiny(), 1);
         let mixture = random_mixture(&tiny(), 2);
         let whole = |ids: &[u32], mixture| base.logits_all(ids, mixture).unwrap().to_vec2::<f32>().unwrap();
-        let adapter = Arc::new(ServingAdapter { mixture: mixture.clone() });
+        let adapter = Arc::new(ServingAdapter::plain(mixture.clone()));
         let mut executor = ReferenceExecutor::new(base.clone(), 0);
         let adapted = Span { adapter: Some(&adapter), ..span(1, &[9, 8, 7], LogitRows::All) };
         let mut loads = vec![ExpertLoad::default(); 3];

@@ -1,0 +1,332 @@
+//! What happens to whole rows between products: norms, the gated activation, products with a few plain rows; and the spreading
+//! of rows and tiles over threads. Refuses to know layers and adapters.
+
+use super::activation::Activations;
+use super::lanes::{LANES, Lanes, exp, with_lanes};
+use super::packed::PackedMatrix;
+use super::pool::{Pointer, Pool};
+use super::product::{Instructions, OutRows, product};
+use std::ops::Range;
+
+/// Rows of one task.
+const TASK_ROWS: usize = 8;
+/// Rows up to which one thread is faster than two.
+const ALONE_ROWS: usize = 2;
+/// Parts of the tiles of a product for each thread, so that a late thread has less to do.
+const PARTS: usize = 4;
+
+/// `x · weight / √(mean(x²) + eps)`.
+///
+/// # Safety
+/// As [`Lanes`]; all three have the same length.
+#[inline(always)]
+unsafe fn norm_row<V: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    // SAFETY: whole chunks.
+    unsafe {
+        let mut squares = V::splat(0.0);
+        for chunk in chunks {
+            let x = V::load(chunk.as_ptr());
+            squares = x.fma(x, squares);
+        }
+        let sum = rest.iter().fold(squares.sum(), |sum, x| sum + x * x);
+        let scale = 1.0 / (sum / x.len() as f32 + eps).sqrt();
+        let all = out.as_chunks_mut::<LANES>().0.iter_mut().zip(chunks).zip(weight.as_chunks::<LANES>().0);
+        for ((out, x), weight) in all {
+            V::load(x.as_ptr()).mul(V::splat(scale)).mul(V::load(weight.as_ptr())).store(out.as_mut_ptr());
+        }
+        let from = chunks.len() * LANES;
+        for ((out, x), weight) in out[from..].iter_mut().zip(rest).zip(&weight[from..]) {
+            *out = x * scale * weight;
+        }
+    }
+}
+
+with_lanes! {
+    /// `x · weight / √(mean(x²) + eps)`.
+    ///
+    /// # Safety
+    /// All three have the same length.
+    unsafe fn norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = norm_row;
+}
+
+/// `gate · sigmoid(gate) · up`, in place of the gate.
+///
+/// # Safety
+/// As [`Lanes`]; both have the same length.
+#[inline(always)]
+unsafe fn swiglu_row<V: Lanes>(gate: &mut [f32], up: &[f32]) {
+    let (gates, rest) = gate.as_chunks_mut::<LANES>();
+    let (ups, up_rest) = up.as_chunks::<LANES>();
+    // SAFETY: whole chunks; the rest is put into one.
+    unsafe {
+        let one = |gate: V, up: V| {
+            let one = V::splat(1.0);
+            gate.mul(up).div(one.add(exp(V::splat(0.0).sub(gate))))
+        };
+        for (gate, up) in gates.iter_mut().zip(ups) {
+            one(V::load(gate.as_ptr()), V::load(up.as_ptr())).store(gate.as_mut_ptr());
+        }
+        let (mut last, mut last_up) = ([0f32; LANES], [0f32; LANES]);
+        last[..rest.len()].copy_from_slice(rest);
+        last_up[..rest.len()].copy_from_slice(up_rest);
+        one(V::load(last.as_ptr()), V::load(last_up.as_ptr())).store(last.as_mut_ptr());
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
+
+with_lanes! {
+    /// `gate · sigmoid(gate) · up`, in place of the gate.
+    ///
+    /// # Safety
+    /// Both have the same length.
+    unsafe fn swiglu(gate: &mut [f32], up: &[f32]) = swiglu_row;
+}
+
+/// # Safety
+/// As [`Lanes`]; `rows` are as long as `x`, one for each of `out`.
+#[inline(always)]
+unsafe fn dot_rows<V: Lanes>(x: &[f32], rows: &[f32], out: &mut [f32]) {
+    for (row, out) in rows.chunks_exact(x.len()).zip(out) {
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        let (others, other_rest) = row.as_chunks::<LANES>();
+        // SAFETY: whole chunks.
+        let sum = unsafe {
+            let mut sums = V::splat(0.0);
+            for (x, other) in chunks.iter().zip(others) {
+                sums = V::load(x.as_ptr()).fma(V::load(other.as_ptr()), sums);
+            }
+            sums.sum()
+        };
+        *out = rest.iter().zip(other_rest).fold(sum, |sum, (x, other)| sum + x * other);
+    }
+}
+
+with_lanes! {
+    /// # Safety
+    /// `rows` are as long as `x`, one for each of `out`.
+    unsafe fn dots_of(x: &[f32], rows: &[f32], out: &mut [f32]) = dot_rows;
+}
+
+/// The product of `x` with each row of `rows[out.len(), x.len()]`, in f32.
+///
+/// # Panics
+/// The lengths do not fit.
+pub fn dots(instructions: Instructions, x: &[f32], rows: &[f32], out: &mut [f32]) {
+    assert!(!x.is_empty() && rows.len() == x.len() * out.len(), "rows as long as the input");
+    // SAFETY: as asserted.
+    unsafe { dots_of(instructions, x, rows, out) };
+}
+
+/// The root-mean-square norm of each row of `x`, into `seen` and into `input`.
+///
+/// # Panics
+/// The lengths do not fit.
+pub fn norm_rows(
+    pool: &mut Pool,
+    instructions: Instructions,
+    x: &[f32],
+    (weight, eps): (&[f32], f32),
+    seen: &mut [f32],
+    input: &mut Activations,
+) {
+    let width = weight.len();
+    let rows = x.len() / width;
+    assert!(rows * width == x.len() && x.len() == seen.len(), "whole rows");
+    let writer = input.writer(rows, width);
+    let seen = Pointer(seen.as_mut_ptr());
+    each_row(pool, rows, &|row| {
+        // SAFETY: each row is one task's, within the asserted length.
+        unsafe {
+            let seen = std::slice::from_raw_parts_mut(seen.at(row * width), width);
+            norm(instructions, &x[row * width..][..width], weight, eps, seen);
+            writer.fill_row(instructions, row, seen);
+        }
+    });
+}
+
+/// The gated activation of each row of `gate[rows, width]` and `up`, in place of the gate and into `input`.
+///
+/// # Panics
+/// The lengths do not fit.
+pub fn swiglu_rows(
+    pool: &mut Pool,
+    instructions: Instructions,
+    (gate, up): (&mut [f32], &[f32]),
+    width: usize,
+    input: &mut Activations,
+) {
+    let rows = gate.len() / width;
+    assert!(rows * width == gate.len() && gate.len() == up.len(), "whole rows");
+    let writer = input.writer(rows, width);
+    let start = Pointer(gate.as_mut_ptr());
+    each_row(pool, rows, &|row| {
+        // SAFETY: each row is one task's, within the asserted length.
+        unsafe {
+            let gate = std::slice::from_raw_parts_mut(start.at(row * width), width);
+            swiglu(instructions, gate, &up[row * width..][..width]);
+            writer.fill_row(instructions, row, gate);
+        }
+    });
+}
+
+/// The rows of `x[rows, width]` into `input`.
+///
+/// # Panics
+/// The lengths do not fit.
+pub fn fill_rows(pool: &mut Pool, instructions: Instructions, x: &[f32], width: usize, input: &mut Activations) {
+    let rows = x.len() / width;
+    assert!(rows * width == x.len(), "whole rows");
+    let writer = input.writer(rows, width);
+    each_row(pool, rows, &|row| {
+        // SAFETY: each row is one task's.
+        unsafe { writer.fill_row(instructions, row, &x[row * width..][..width]) };
+    });
+}
+
+/// Spreads rows over threads when there are enough of them.
+fn each_row(pool: &mut Pool, rows: usize, work: &(dyn Fn(usize) + Sync)) {
+    if rows <= ALONE_ROWS {
+        (0..rows).for_each(work);
+        return;
+    }
+    let size = TASK_ROWS.min(rows.div_ceil(pool.threads()));
+    pool.run(rows.div_ceil(size), &|task, _| (task * size..rows.min((task + 1) * size)).for_each(work));
+}
+
+/// What is done with tiles of an output after they were computed, by the thread that did it.
+pub type After<'a> = dyn Fn(Range<usize>, &mut OutRows<'_>) + Sync + 'a;
+
+/// One product of several that read the same input.
+pub struct Product<'a> {
+    /// Weights.
+    pub weights: &'a PackedMatrix,
+    /// Where it goes.
+    pub out: OutRows<'a>,
+    /// Whether it is added to what is there.
+    pub accumulate: bool,
+    /// What is done with its tiles afterwards.
+    pub after: Option<&'a After<'a>>,
+}
+
+/// Products whose outputs several threads write, each its own tiles.
+struct Shared<'a, 'b>(&'a [Product<'b>]);
+
+// SAFETY: outputs are reached through `alias` alone, by tasks whose tiles are disjoint.
+unsafe impl Sync for Shared<'_, '_> {}
+
+impl<'b> Shared<'_, 'b> {
+    fn get(&self, at: usize) -> &Product<'b> {
+        &self.0[at]
+    }
+}
+
+/// Computes products of the same rows of an input, their tiles spread over threads.
+///
+/// # Panics
+/// As [`product`].
+pub fn products(
+    pool: &mut Pool,
+    instructions: Instructions,
+    x: &Activations,
+    rows: Range<usize>,
+    all: &mut [Product<'_>],
+) {
+    let tiles: usize = all.iter().map(|one| one.weights.row_tiles()).sum();
+    let size = tiles.div_ceil(PARTS * pool.threads()).max(1);
+    let tasks: usize = all.iter().map(|one| one.weights.row_tiles().div_ceil(size)).sum();
+    let shared = Shared(all);
+    pool.run(tasks, &|task, _| {
+        let (mut at, mut part) = (0, task);
+        loop {
+            let parts = shared.get(at).weights.row_tiles().div_ceil(size);
+            if part < parts {
+                break;
+            }
+            (at, part) = (at + 1, part - parts);
+        }
+        let one = shared.get(at);
+        let tiles = part * size..one.weights.row_tiles().min((part + 1) * size);
+        // SAFETY: tasks have tiles of their own.
+        let mut out = unsafe { one.out.alias() };
+        product(instructions, x, rows.clone(), one.weights, tiles.clone(), &mut out, one.accumulate);
+        if let Some(after) = one.after {
+            after(tiles, &mut out);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Keep, PackKind};
+    use super::*;
+
+    fn numbers(count: usize, seed: f32) -> Vec<f32> {
+        (0..count).map(|i| (i as f32 * 0.7 + seed).sin() * 2.0).collect()
+    }
+
+    fn near(found: &[f32], expected: &[f64], bound: f64) {
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((f64::from(*found) - expected).abs() < bound, "{found} for {expected}");
+        }
+    }
+
+    #[test]
+    fn rows_are_what_their_definitions_say() {
+        let (rows, width) = (11, 37);
+        let (x, weight) = (numbers(rows * width, 0.0), numbers(width, 1.0));
+        for instructions in Instructions::available() {
+            let mut pool = Pool::new(2);
+            let mut input = Activations::new(rows, width, Keep::Both);
+            let mut seen = vec![0f32; rows * width];
+            norm_rows(&mut pool, instructions, &x, (&weight, 1e-5), &mut seen, &mut input);
+            for (x, seen) in x.chunks(width).zip(seen.chunks(width)) {
+                let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
+                let scale = 1.0 / (mean + 1e-5).sqrt();
+                let expected: Vec<f64> =
+                    x.iter().zip(&weight).map(|(x, w)| f64::from(*x) * scale * f64::from(*w)).collect();
+                near(seen, &expected, 1e-5);
+            }
+            let (mut gate, up) = (numbers(rows * width, 2.0), numbers(rows * width, 3.0));
+            let silu = |(g, u): (&f32, &f32)| f64::from(*g) / (1.0 + (-f64::from(*g)).exp()) * f64::from(*u);
+            let expected: Vec<f64> = gate.iter().zip(&up).map(silu).collect();
+            swiglu_rows(&mut pool, instructions, (&mut gate, &up), width, &mut input);
+            near(&gate, &expected, 1e-5);
+            let mut found = vec![0f32; 3];
+            dots(instructions, &x[..width], &x[width..4 * width], &mut found);
+            let dot = |row: usize| (0..width).map(|i| f64::from(x[i]) * f64::from(x[row * width + i])).sum();
+            near(&found, &[dot(1), dot(2), dot(3)], 1e-4);
+        }
+    }
+
+    #[test]
+    fn spread_products_are_those_of_one_thread() {
+        let (rows, width) = (5, 64);
+        let x = numbers(rows * width, 0.5);
+        let weights = [100, 33].map(|out| PackedMatrix::from_f32(PackKind::Q8, out, width, &numbers(out * width, 0.2)));
+        let run = |threads| {
+            let instructions = Instructions::best();
+            let mut input = Activations::new(rows, width, Keep::Quantised);
+            input.fill(instructions, &x, rows, width);
+            let (mut first, mut second) = (vec![0f32; rows * 100], vec![1f32; rows * 40]);
+            let after = |tiles: Range<usize>, out: &mut OutRows<'_>| {
+                product(instructions, &input, 4..5, &weights[1], tiles, &mut out.from_row(4), true);
+            };
+            let mut all = [
+                Product { weights: &weights[0], out: OutRows::new(&mut first, 100), accumulate: false, after: None },
+                Product {
+                    weights: &weights[1],
+                    out: OutRows::new(&mut second, 40),
+                    accumulate: true,
+                    after: Some(&after),
+                },
+            ];
+            products(&mut Pool::new(threads), instructions, &input, 0..rows, &mut all);
+            (first, second)
+        };
+        let (alone, spread) = (run(1), run(3));
+        assert_eq!(alone, spread);
+        let double = |row: usize, n: usize| alone.1[row * 40 + n] - 1.0;
+        assert!((0..33).all(|n| double(4, n).abs() > 0.0) && alone.1[39] == 1.0);
+    }
+}
