@@ -10,6 +10,7 @@ pub mod backbone;
 pub mod config;
 pub mod counter;
 pub mod device;
+pub mod embed;
 pub mod engine;
 pub mod gguf;
 pub mod infer;
