@@ -4,6 +4,7 @@
 
 mod load;
 mod stage;
+mod table;
 
 use crate::measure::{Figures, rounded};
 use anyhow::{Context, ensure};
@@ -30,6 +31,8 @@ const TOO_MANY: u64 = 80;
 const TOO_LONG: Duration = Duration::from_secs(12);
 /// How long a caller who was refused waits before it asks again; less than it was told to.
 const INSISTS_AFTER: Duration = Duration::from_millis(500);
+/// More memory than this in all that time is not flat, MiB.
+const FLAT_MIB: f64 = 16.0;
 /// Callers who leave.
 const LEAVERS: u64 = 100;
 /// The promise that goodput counts: the first words within half a second, the whole answer within two.
@@ -54,6 +57,7 @@ pub(crate) struct Options {
 
 pub(crate) fn measure(options: &Options) -> anyhow::Result<Figures> {
     let stage = Rc::new(Stage::open(options.model.as_deref(), options.threads)?);
+    eprintln!("prompts of {} tokens, answers of {ANSWER_TOKENS}", stage.prompt_tokens);
     let (local, runtime) = (LocalSet::new(), tokio::runtime::Builder::new_current_thread().enable_all().build()?);
     let mut figures = Figures::new();
     figures.insert("prompt_tokens".into(), stage.prompt_tokens.into());
@@ -68,6 +72,7 @@ pub(crate) fn measure(options: &Options) -> anyhow::Result<Figures> {
         let generations = stage.train()?;
         local.block_on(&runtime, swaps(&stage, &mut figures, &generations))?;
     }
+    eprintln!("{}", table::render(&figures));
     Ok(figures)
 }
 
@@ -79,7 +84,7 @@ async fn waiting(
     each: u64,
     suffix: &str,
 ) -> anyhow::Result<()> {
-    eprintln!("{callers} at once");
+    eprintln!("callers at once: {callers}, each with {each} questions");
     let ask = |_| load::line(stage.clone(), move |told: &Told| told.asked < each);
     let told = load::together((0..callers).map(ask)).await?;
     ensure!(told.refused_ms.is_empty() && told.other == 0, "{} were refused, {} failed", told.refused(), told.other);
@@ -100,9 +105,10 @@ async fn waiting(
 async fn goodput(stage: &Rc<Stage>, figures: &mut Figures) -> anyhow::Result<()> {
     let mut best: f64 = 0.0;
     for rate in RATES {
-        eprintln!("{rate} arrivals a second");
+        eprintln!("arrivals a second: {rate}, for {} s", RATE_FOR.as_secs());
         let told = load::arrivals(stage, rate, RATE_FOR).await?;
         let kept = told.within(PROMISE_MS) as f64;
+        eprintln!("  {kept} of {} kept the promise, {} were refused", told.asked, told.refused());
         figures.insert(format!("promise_kept_share_at_{rate}"), rounded(kept / told.asked.max(1) as f64));
         best = best.max(kept / RATE_FOR.as_secs_f64());
         if kept * 4.0 < told.asked as f64 {
@@ -115,7 +121,7 @@ async fn goodput(stage: &Rc<Stage>, figures: &mut Figures) -> anyhow::Result<()>
 
 /// Ten times as many callers as before, who do not wait as long as they are told to; and one in danger among them.
 async fn overload(stage: &Rc<Stage>, figures: &mut Figures) -> anyhow::Result<()> {
-    eprintln!("{TOO_MANY} at once");
+    eprintln!("callers at once: {TOO_MANY}, for {} s", TOO_LONG.as_secs());
     let before = stage.rss_mib();
     let end = Instant::now() + TOO_LONG;
     let crowd = load::together((0..TOO_MANY).map(|_| load::line(stage.clone(), move |_| Instant::now() < end)));
@@ -143,7 +149,7 @@ async fn overload(stage: &Rc<Stage>, figures: &mut Figures) -> anyhow::Result<()
 
 /// Callers who leave in the middle of their answer.
 async fn leaving(stage: &Rc<Stage>, figures: &mut Figures) -> anyhow::Result<()> {
-    eprintln!("{LEAVERS} who leave");
+    eprintln!("callers who leave in the middle: {LEAVERS}");
     for at in 0..LEAVERS {
         let line = stage.caller.connect().await?;
         line.leave_after(&stage.question(), [0, 1, 2_000][(at % 3) as usize]).await?;
@@ -162,7 +168,7 @@ async fn leaving(stage: &Rc<Stage>, figures: &mut Figures) -> anyhow::Result<()>
 
 /// Another generation each second while answers are under way.
 async fn swaps(stage: &Rc<Stage>, figures: &mut Figures, generations: &[String]) -> anyhow::Result<()> {
-    eprintln!("{} changes of generation", 2 * generations.len());
+    eprintln!("changes of generation under load: {}", 2 * generations.len());
     let end = Instant::now() + Duration::from_secs(2 * generations.len() as u64 + 1);
     let crowd = load::together((0..4).map(|_| load::line(stage.clone(), move |_| Instant::now() < end)));
     let changing = async {

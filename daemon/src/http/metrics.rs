@@ -38,8 +38,8 @@ const FIRST: Kind = Histogram(&[
 ]);
 /// From one token to the next; vLLM's begin at 0.01.
 const BETWEEN: Kind = Histogram(&[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
-    40.0, 80.0,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0,
 ]);
 /// Of a whole answer and its parts; vLLM's begin at 0.3.
 const WHOLE: Kind = Histogram(&[
@@ -307,7 +307,9 @@ mod tests {
         let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
         let mut found: BTreeMap<_, _> = kinds.map(|(name, kind)| (name, (kind, BTreeSet::new()))).collect();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
-            let Some((name, labels)) = line.rsplit_once("} ").and_then(|(head, _)| head.split_once('{')) else { continue };
+            let Some((name, labels)) = line.rsplit_once("} ").and_then(|(head, _)| head.split_once('{')) else {
+                continue;
+            };
             let name = name.strip_suffix("_bucket").unwrap_or(name).trim_end_matches("_sum").trim_end_matches("_count");
             let labels = labels.split(',').filter_map(|label| label.split_once('=')).map(|(label, _)| label);
             let metric = found.get_mut(name).expect("a value has a kind");

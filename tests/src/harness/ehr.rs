@@ -12,11 +12,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use std::io::BufReader;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
@@ -28,6 +29,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(300);
 const REFUSED_WITHIN: Duration = Duration::from_secs(10);
 /// Most bytes read of one body.
 const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
+/// What the system may take in for a caller that shall be noticed when it does not read.
+const NARROW_BYTES: u32 = 4096;
 /// What a stranger asks for.
 const KNOCK: &[u8] = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
@@ -42,6 +45,8 @@ pub struct Ehr {
 pub struct Caller {
     address: String,
     tls: TlsConnector,
+    /// Bytes that the system may take in before they are read; its own choice when absent.
+    window: Option<u32>,
 }
 
 /// A connection that is kept from one request to the next, as a record system keeps its own.
@@ -113,7 +118,7 @@ impl Ehr {
 
     fn with_config(api: &str, config: ClientConfig) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let caller = Caller { address: api.to_owned(), tls: TlsConnector::from(Arc::new(config)) };
+        let caller = Caller { address: api.to_owned(), tls: TlsConnector::from(Arc::new(config)), window: None };
         Ok(Self { runtime, caller })
     }
 
@@ -121,6 +126,14 @@ impl Ehr {
     #[must_use]
     pub fn caller(&self) -> Caller {
         self.caller.clone()
+    }
+
+    /// The same client, for which the system takes in no more than a few pages before they are read: whoever answers it
+    /// notices at once that it does not read.
+    #[must_use]
+    pub fn narrow(mut self) -> Self {
+        self.caller.window = Some(NARROW_BYTES);
+        self
     }
 
     /// Another one with the same certificate, for another thread.
@@ -199,7 +212,13 @@ impl Caller {
 
     /// The bare stream of a fresh connection.
     async fn open(&self) -> anyhow::Result<TlsStream<TcpStream>> {
-        let tcp = TcpStream::connect(&self.address).await.with_context(|| format!("cannot reach {}", self.address))?;
+        let address: SocketAddr = self.address.parse().with_context(|| format!("{} is no address", self.address))?;
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if let Some(bytes) = self.window {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        let connected = socket.connect(address).await;
+        let tcp = connected.with_context(|| format!("cannot reach {}", self.address))?;
         tcp.set_nodelay(true)?;
         self.tls.connect(server_name()?, tcp).await.context("the TLS handshake failed")
     }
