@@ -1,45 +1,11 @@
-// Runs the CUDA kernels of model/src/device/kernels.cu on a processor, a thread for each thread of a block, and compares
-// them with their definitions in double precision. Finds wrong indices, missing barriers and broken tails without a
-// card; knows nothing of speed, of a card's own functions, or of how the kernels are launched from Rust.
+// Runs the CUDA kernels of model/src/device/kernels.cu on a processor and compares them with their definitions in double
+// precision. Finds wrong indices, missing barriers and broken tails without a card; knows nothing of speed, of a card's
+// own functions, or of how the kernels are launched from Rust.
 //
-//   c++ -std=c++20 -O1 -pthread -I . packaging/cuda/emulate.cpp -o FILE && FILE
-#include <barrier>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <functional>
-#include <memory>
+//   c++ -std=c++20 -O1 -I . packaging/cuda/emulate.cpp -o FILE && FILE
 #include <random>
-#include <thread>
-#include <vector>
 
-struct Place {
-    unsigned x, y;
-};
-static thread_local Place threadIdx, blockIdx, blockDim;
-
-// What the threads of one block share.
-struct Exchange {
-    explicit Exchange(unsigned threads) : block(threads), slots(threads) {
-        for (unsigned warp = 0; warp < threads / 32; warp++) warps.push_back(std::make_unique<std::barrier<>>(32));
-    }
-    std::barrier<> block;
-    std::vector<std::unique_ptr<std::barrier<>>> warps;
-    std::vector<float> slots;
-};
-static Exchange *exchange;
-
-static float swap(float x, unsigned from) {
-    const unsigned warp = threadIdx.x / 32;
-    exchange->slots[threadIdx.x] = x;
-    exchange->warps[warp]->arrive_and_wait();
-    const float found = exchange->slots[warp * 32 + from];
-    exchange->warps[warp]->arrive_and_wait();
-    return found;
-}
-static float __shfl_xor_sync(unsigned, float x, unsigned step) { return swap(x, (threadIdx.x % 32) ^ step); }
-static float __shfl_sync(unsigned, float x, unsigned from) { return swap(x, from); }
-static void __syncthreads() { exchange->block.arrive_and_wait(); }
+#include "card.h"
 
 #define __global__
 #define __device__ static
@@ -47,22 +13,8 @@ static void __syncthreads() { exchange->block.arrive_and_wait(); }
 using std::size_t;
 #include "model/src/device/kernels.cu"
 
-// A grid, one block after the other.
-static void launch(Place grid, unsigned threads, const std::function<void()> &kernel) {
-    for (unsigned y = 0; y < grid.y; y++) {
-        for (unsigned x = 0; x < grid.x; x++) {
-            Exchange shared(threads);
-            exchange = &shared;
-            std::vector<std::thread> all;
-            for (unsigned t = 0; t < threads; t++) {
-                all.emplace_back([&, t] {
-                    threadIdx = {t, 0}, blockIdx = {x, y}, blockDim = {threads, 1};
-                    kernel();
-                });
-            }
-            for (auto &thread : all) thread.join();
-        }
-    }
+static void launch(card::Place grid, unsigned threads, const std::function<void()> &kernel) {
+    card::launch(grid, {threads}, kernel);
 }
 
 static std::mt19937 source(1);

@@ -245,3 +245,6 @@ pub(crate) fn attention(
     }
     Ok(stored(y, device))
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@
 namespace {
 
 constexpr int WARP = 32;
-// Warps of a block that works on one row together; MAX_HEAD is also known to kernels.rs.
+// Warps of a block that works on one row together; MAX_HEAD is also known to mod.rs.
 constexpr int TEAM = 8;
 constexpr int MAX_HEAD = 256;
 constexpr unsigned ALL = 0xffffffffu;
