@@ -54,7 +54,7 @@ fn reference_shape() -> BackboneConfig {
 }
 
 pub(crate) fn measure(options: &Options) -> anyhow::Result<Figures> {
-    let device = Device::Cpu;
+    let device = empathd_model::device::open()?;
     let base = Backbone::new(reference_shape(), &mut |name, shape| weight(name, shape, &device), &device)?;
     let tokens = Tokens { length: options.seq as usize, vocab: base.config().vocab };
     let examples = examples(options);
