@@ -151,6 +151,15 @@ impl Daemon {
         }
     }
 
+    /// Bytes overwritten to forget all ended answers.
+    fn forget_prefixes(&mut self) -> u64 {
+        let tag = self.open(ToEngineBody::ForgetPrefixes);
+        match self.last(tag) {
+            FromEngineBody::PrefixesForgotten { wiped_bytes } => wiped_bytes,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn send_chunks(&mut self, tag: u64, bytes: &[u8]) {
         for chunk in bytes.chunks(CHUNK_BYTES) {
             self.send(tag, ToEngineBody::Chunk(chunk.to_vec()));
@@ -327,12 +336,24 @@ fn an_answer_is_a_function_of_its_request_and_can_be_taken_up_again() {
     assert_eq!(first.iter().map(|(index, _)| *index).collect::<Vec<_>>(), (0..first.len() as u32).collect::<Vec<_>>());
     assert_eq!(finished.completion_tokens as usize, first.len());
     assert!(finished.prompt_tokens > 5 && finished.expert_share.is_empty());
-    assert_eq!(daemon.generate(spec(40)), (first.clone(), finished.clone()));
+    let same = |(tokens, again): (Vec<(u32, String)>, Finished), from: usize| {
+        assert_eq!((tokens.as_slice(), again.reason), (&first[from..], finished.reason));
+        assert_eq!(
+            (again.prompt_tokens, again.completion_tokens),
+            (finished.prompt_tokens, finished.completion_tokens)
+        );
+        again
+    };
+    let again = same(daemon.generate(spec(40)), 0);
+    assert!(finished.cached_tokens == 0 && again.cached_tokens > 0, "{again:?}");
+    assert_eq!(same(daemon.generate(GenerateSpec { scope: CacheScope([1; 16]), ..spec(40) }), 0).cached_tokens, 0);
     assert_ne!(text(&daemon.generate(GenerateSpec { sampling: sampled(12), ..spec(40) }).0), text(&first));
-    let (tail, again) = daemon.generate(GenerateSpec { skip_tokens: 6, ..spec(40) });
-    assert_eq!((tail.as_slice(), again), (&first[6..], finished));
+    same(daemon.generate(GenerateSpec { skip_tokens: 6, ..spec(40) }), 6);
+    assert!(daemon.forget_prefixes() > 0);
     let status = daemon.status();
     assert!(status.serving.kv_wiped_bytes > 0 && status.generating == 0, "{status:?}");
+    assert_eq!(status.serving.kv_tokens.0, 0);
+    assert_eq!(same(daemon.generate(spec(40)), 0).cached_tokens, 0);
 }
 
 #[test]
@@ -401,7 +422,7 @@ fn requests_that_cannot_be_answered_say_why() {
         sampling: SamplingSpec { temperature: f32::NAN, ..sampled(1) },
         ..spec(3)
     }));
-    assert!(matches!(daemon.failure(tag), EngineFailure::Protocol(_)));
+    assert!(matches!(daemon.failure(tag), EngineFailure::Refused(words) if words.contains("temperature")));
     let tag = daemon.open(ToEngineBody::Go);
     assert!(matches!(daemon.failure(tag), EngineFailure::Protocol(_)));
     let tag = daemon.open(ToEngineBody::PutAdapter { adapter: ADAPTER, blob: head(b"xyz") });

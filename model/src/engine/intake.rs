@@ -1,19 +1,22 @@
 //! What the daemon's messages mean: small prompts are done at once, things that arrive in parts are gathered, and
-//! complete works go to the executor or the trainer. A message out of order ends its own work and no other. Refuses to
+//! complete works go to the executor, the trainer or the embedder. A message out of order ends its own work and no other. Refuses to
 //! know streams and threads.
 
+use super::base::{Asked, Base};
 use super::blob::Assembly;
-use super::executor::{self, Order};
+use super::embedder;
+use super::executor::Order;
 use super::state::State;
 use super::trainer::{Job, Task};
-use super::works::{CancelFlag, Kind, Works};
+use super::works::{Kind, Works};
 use crate::adapter::Mixture;
-use crate::infer::{Generation, Model, Plan, Sampling};
+use crate::infer::Model;
+use crate::schedule::{AdapterGeneration, Cancel};
 use empathd_proto::engine::{
-    BlobHead, EngineFailure, EngineStatus, Example, FromEngineBody, MAX_EXAMPLES, MAX_GENERATIONS, ServingSpec,
-    ServingStatus, ToEngine, ToEngineBody, TrainSpec,
+    BlobHead, EngineFailure, EngineStatus, Example, FromEngineBody, MAX_EXAMPLES, ServingSpec, ToEngine, ToEngineBody,
+    TrainSpec,
 };
-use empathd_proto::generate::{GenerateSpec, MAX_STOPS, Prompt};
+use empathd_proto::generate::GenerateSpec;
 use empathd_proto::ids::AdapterId;
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -48,13 +51,19 @@ struct Examples {
 
 type Outcome = Result<(), EngineFailure>;
 
+/// Where complete works go.
+pub(super) struct Queues {
+    pub(super) orders: SyncSender<Order>,
+    pub(super) jobs: SyncSender<Job>,
+    pub(super) embeddings: SyncSender<embedder::Job>,
+}
+
 /// The receiving end of one connection.
 pub(super) struct Intake<'a> {
     works: Works,
     state: &'a State,
-    orders: SyncSender<Order>,
-    jobs: SyncSender<Job>,
-    gathering: HashMap<u64, (CancelFlag, Gathering)>,
+    queues: Queues,
+    gathering: HashMap<u64, (Cancel, Gathering)>,
     ended: VecDeque<u64>,
 }
 
@@ -62,9 +71,13 @@ fn protocol(words: &str) -> EngineFailure {
     EngineFailure::Protocol(words.to_owned())
 }
 
+const fn busy() -> EngineFailure {
+    EngineFailure::Busy { retry_after_ms: RETRY_AFTER_MS }
+}
+
 impl<'a> Intake<'a> {
-    pub(super) fn new(works: Works, state: &'a State, orders: SyncSender<Order>, jobs: SyncSender<Job>) -> Self {
-        Self { works, state, orders, jobs, gathering: HashMap::new(), ended: VecDeque::new() }
+    pub(super) fn new(works: Works, state: &'a State, queues: Queues) -> Self {
+        Self { works, state, queues, gathering: HashMap::new(), ended: VecDeque::new() }
     }
 
     /// Does what a message asks.
@@ -87,7 +100,7 @@ impl<'a> Intake<'a> {
             ToEngineBody::PutAdapter { adapter, blob } => self.put_adapter(tag, adapter, blob),
             ToEngineBody::DropAdapter { adapter } => {
                 self.begin(tag, Kind::Prompt)?;
-                self.state.drop_adapter(adapter);
+                self.forget_generation(self.state.drop_adapter(adapter))?;
                 self.answer(tag, FromEngineBody::AdapterDropped)
             }
             ToEngineBody::Generate(spec) => self.generate(tag, spec),
@@ -98,8 +111,13 @@ impl<'a> Intake<'a> {
                 self.begin(tag, Kind::Prompt)?;
                 self.answer(tag, FromEngineBody::Status(self.status()))
             }
-            ToEngineBody::LoadEmbedder { .. } | ToEngineBody::Embed(_) | ToEngineBody::ForgetPrefixes => {
-                Err(EngineFailure::Refused("embeddings are not possible".to_owned()))
+            ToEngineBody::LoadEmbedder { path, sha256 } => {
+                self.embedding(tag, embedder::Task::Load { path: path.into(), sha256 })
+            }
+            ToEngineBody::Embed(texts) => self.embedding(tag, embedder::Task::Embed(texts)),
+            ToEngineBody::ForgetPrefixes => {
+                self.begin(tag, Kind::Prompt)?;
+                self.order(Order::Forget(tag))
             }
             part @ (ToEngineBody::Examples(_)
             | ToEngineBody::Resume { .. }
@@ -108,7 +126,7 @@ impl<'a> Intake<'a> {
         }
     }
 
-    fn begin(&self, tag: u64, kind: Kind) -> Result<CancelFlag, EngineFailure> {
+    fn begin(&self, tag: u64, kind: Kind) -> Result<Cancel, EngineFailure> {
         self.works.begin(tag, kind).ok_or_else(|| protocol("the tag is in use or is 0"))
     }
 
@@ -118,29 +136,54 @@ impl<'a> Intake<'a> {
         Ok(())
     }
 
-    fn base(&self) -> Result<Arc<Model>, EngineFailure> {
+    fn order(&self, order: Order) -> Outcome {
+        self.queues.orders.send(order).map_err(|_| EngineFailure::Internal("the executor is gone".to_owned()))
+    }
+
+    fn base(&self) -> Result<Arc<Base>, EngineFailure> {
         self.state.base().ok_or(EngineFailure::NoBase)
     }
 
-    fn mixture(&self, adapter: Option<AdapterId>) -> Result<Option<Arc<Mixture>>, EngineFailure> {
+    fn adapter(&self, adapter: Option<AdapterId>) -> Result<Option<AdapterGeneration>, EngineFailure> {
         let found = adapter.map(|id| self.state.adapter(id).ok_or(EngineFailure::UnknownAdapter(id)));
         found.transpose()
     }
 
     fn load_base(&self, tag: u64, path: &str, sha256: [u8; 32], serving: &ServingSpec) -> Outcome {
-        let loaded = self.state.base().filter(|model| model.facts.sha256 == sha256);
-        let model = match loaded {
-            Some(model) => model,
-            None => {
-                self.state.set_base(None);
-                let model =
-                    Model::open(Path::new(path), sha256, &self.state.device, serving, rayon::current_num_threads());
-                let model = Arc::new(model.map_err(|error| EngineFailure::BadModel(error.to_string()))?);
-                self.state.set_base(Some(Arc::clone(&model)));
-                model
-            }
+        let loaded = self.state.base().filter(|base| base.is(sha256, serving));
+        let base = match loaded {
+            Some(base) => base,
+            None => self.replace_base(Path::new(path), sha256, serving)?,
         };
-        self.answer(tag, FromEngineBody::BaseLoaded(model.facts.clone()))
+        self.answer(tag, FromEngineBody::BaseLoaded(base.model.facts.clone()))
+    }
+
+    /// Answers under way keep the base model they began with; the next ones wait for the new one.
+    fn replace_base(&self, path: &Path, sha256: [u8; 32], serving: &ServingSpec) -> Result<Arc<Base>, EngineFailure> {
+        if self.state.is_leaving() {
+            return Err(busy());
+        }
+        self.state.set_base(None);
+        self.order(Order::Leave)?;
+        let (base, scheduler) = Base::open(path, sha256, serving, &self.state.device, &self.state.desk)?;
+        self.order(Order::Serve(Box::new(scheduler)))?;
+        let base = Arc::new(base);
+        self.state.set_base(Some(Arc::clone(&base)));
+        Ok(base)
+    }
+
+    fn forget_generation(&self, number: Option<u64>) -> Outcome {
+        number.map_or(Ok(()), |number| self.order(Order::ForgetGeneration(number)))
+    }
+
+    fn embedding(&self, tag: u64, task: embedder::Task) -> Outcome {
+        let is_busy = self.works.count(Kind::Embedding) >= embedder::MAX_JOBS;
+        let cancel = self.begin(tag, Kind::Embedding)?;
+        if is_busy {
+            return Err(busy());
+        }
+        let job = embedder::Job { tag, cancel, task };
+        self.queues.embeddings.send(job).map_err(|_| EngineFailure::Internal("the embedder is gone".to_owned()))
     }
 
     fn put_adapter(&mut self, tag: u64, id: AdapterId, head: BlobHead) -> Outcome {
@@ -150,30 +193,21 @@ impl<'a> Intake<'a> {
         self.gather(tag, flag, Gathering::Adapter { id, blob })
     }
 
-    fn gather(&mut self, tag: u64, flag: CancelFlag, work: Gathering) -> Outcome {
+    fn gather(&mut self, tag: u64, flag: Cancel, work: Gathering) -> Outcome {
         if self.gathering.len() >= MAX_GATHERING {
-            return Err(EngineFailure::Busy { retry_after_ms: RETRY_AFTER_MS });
+            return Err(busy());
         }
         self.gathering.insert(tag, (flag, work));
         Ok(())
     }
 
     fn generate(&self, tag: u64, spec: GenerateSpec) -> Outcome {
-        let busy = self.works.count(Kind::Answer) >= MAX_GENERATIONS;
+        let arrived = self.state.desk.now();
         let cancel = self.begin(tag, Kind::Answer)?;
-        if busy {
-            return Err(EngineFailure::Busy { retry_after_ms: RETRY_AFTER_MS });
-        }
-        let model = self.base()?;
-        let mixture = self.mixture(spec.adapter)?;
-        let Prompt::Chat { messages, .. } = &spec.prompt else {
-            return Err(EngineFailure::Refused("a prompt without messages is not possible".to_owned()));
-        };
-        let prompt = model.format.prompt(messages).map_err(|error| protocol(&error.to_string()))?;
-        let generation = Generation::new(model, mixture, prompt, plan(spec)?).map_err(executor::failure)?;
-        self.orders
-            .send(Order { tag, generation, cancel })
-            .map_err(|_| EngineFailure::Internal("the executor is gone".to_owned()))
+        let base = self.base()?;
+        let asked = Asked { tag, adapter: self.adapter(spec.adapter)?, arrived, cancel };
+        let answer = base.answer(spec, asked, &self.state.desk)?;
+        self.order(Order::Answer(Box::new(answer)))
     }
 
     fn cancel(&mut self, tag: u64) -> Outcome {
@@ -185,27 +219,27 @@ impl<'a> Intake<'a> {
     }
 
     fn train(&mut self, tag: u64, spec: TrainSpec) -> Outcome {
-        let busy = self.works.count(Kind::Training) > 0;
+        let is_busy = self.works.count(Kind::Training) > 0;
         let flag = self.begin(tag, Kind::Training)?;
-        if busy {
-            return Err(EngineFailure::Busy { retry_after_ms: RETRY_AFTER_MS });
+        if is_busy {
+            return Err(busy());
         }
         self.gather_job(tag, flag, Task::Train { spec, resume: None })
     }
 
     fn evaluate(&mut self, tag: u64, adapter: Option<AdapterId>, seq_len: u32) -> Outcome {
-        let busy = self.works.count(Kind::Evaluation) >= MAX_EVALUATIONS;
+        let is_busy = self.works.count(Kind::Evaluation) >= MAX_EVALUATIONS;
         let flag = self.begin(tag, Kind::Evaluation)?;
-        if busy {
-            return Err(EngineFailure::Busy { retry_after_ms: RETRY_AFTER_MS });
+        if is_busy {
+            return Err(busy());
         }
-        let mixture = self.mixture(adapter)?;
+        let adapter = self.adapter(adapter)?.map(|generation| generation.serving);
         let seq_len = usize::try_from(seq_len).map_err(|_| protocol("seq_len is too large"))?;
-        self.gather_job(tag, flag, Task::Evaluate { mixture, seq_len })
+        self.gather_job(tag, flag, Task::Evaluate { adapter, seq_len })
     }
 
-    fn gather_job(&mut self, tag: u64, flag: CancelFlag, task: Task) -> Outcome {
-        let model = self.base()?;
+    fn gather_job(&mut self, tag: u64, flag: Cancel, task: Task) -> Outcome {
+        let model = Arc::clone(&self.base()?.model);
         self.gather(tag, flag, Gathering::Job { task, model, examples: Examples::default(), checkpoint: None })
     }
 
@@ -240,12 +274,14 @@ impl<'a> Intake<'a> {
 
     fn keep_adapter(&mut self, tag: u64) -> Outcome {
         let Some((_, Gathering::Adapter { id, blob })) = self.gathering.remove(&tag) else { return Ok(()) };
-        let model = self.base()?;
-        let mixture = Mixture::from_bytes(&blob.into_bytes(), model.config(), model.facts.sha256)
-            .map_err(|error| EngineFailure::BadAdapter(error.to_string()))?;
-        if !self.state.put_adapter(id, mixture) {
-            return Err(EngineFailure::Busy { retry_after_ms: RETRY_AFTER_MS });
+        let model = &self.base()?.model;
+        if !self.state.has_room(id) {
+            return Err(busy());
         }
+        let bad = |error: &dyn std::fmt::Display| EngineFailure::BadAdapter(error.to_string());
+        let mixture = Mixture::from_bytes(&blob.into_bytes(), model.config(), model.facts.sha256);
+        let serving = model.adapter(mixture.map_err(|error| bad(&error))?).map_err(|error| bad(&error))?;
+        self.forget_generation(self.state.put_adapter(id, serving))?;
         self.answer(tag, FromEngineBody::AdapterReady)
     }
 
@@ -257,7 +293,8 @@ impl<'a> Intake<'a> {
         if let Task::Train { resume, .. } = &mut task {
             *resume = checkpoint.map(Assembly::into_bytes);
         }
-        self.jobs
+        self.queues
+            .jobs
             .send(Job { tag, cancel, model, examples: examples.all, task })
             .map_err(|_| EngineFailure::Internal("the trainer is gone".to_owned()))
     }
@@ -271,12 +308,12 @@ impl<'a> Intake<'a> {
 
     fn status(&self) -> EngineStatus {
         EngineStatus {
-            base: self.state.base().map(|model| model.facts.clone()),
+            base: self.state.base().map(|base| base.model.facts.clone()),
             adapters: self.state.adapters(),
             generating: u32::try_from(self.works.count(Kind::Answer)).unwrap_or(u32::MAX),
             training: self.works.count(Kind::Training) > 0,
-            embedder: false,
-            serving: ServingStatus { kv_wiped_bytes: self.state.kv_wiped_bytes(), ..ServingStatus::default() },
+            embedder: self.state.embedder().is_some(),
+            serving: self.state.desk.status(),
         }
     }
 }
@@ -291,24 +328,4 @@ impl Examples {
         }
         Ok(())
     }
-}
-
-/// The plan of an answer, when its numbers are within their ranges.
-fn plan(spec: GenerateSpec) -> Result<Plan, EngineFailure> {
-    let sampling = spec.sampling;
-    if !(sampling.temperature.is_finite() && sampling.temperature >= 0.0) {
-        return Err(protocol("temperature must be a number from 0 on"));
-    }
-    if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
-        return Err(protocol("top_p must be in (0, 1]"));
-    }
-    if spec.stop.len() > MAX_STOPS {
-        return Err(protocol("there are too many stop strings"));
-    }
-    Ok(Plan {
-        max_tokens: spec.max_tokens,
-        skip_tokens: spec.skip_tokens,
-        sampling: Sampling { temperature: sampling.temperature, top_p: sampling.top_p, seed: sampling.seed },
-        stop: spec.stop,
-    })
 }

@@ -1,8 +1,10 @@
 //! The process that serves the daemon over a Unix socket: one connection at a time, one thread that reads, one that
-//! makes answers, one that trains, one that writes. It holds no key, opens no network and writes no file; when the
+//! makes answers, one that trains, one that computes embeddings, one that writes. It holds no key, opens no network and writes no file; when the
 //! connection ends, everything under way ends and is overwritten. Refuses to know clients and records.
 
+mod base;
 mod blob;
+mod embedder;
 mod executor;
 mod intake;
 mod state;
@@ -11,13 +13,14 @@ mod wire;
 mod works;
 
 use crate::device;
-use empathd_proto::engine::{FromEngine, FromEngineBody, MAX_GENERATIONS};
-use intake::Intake;
+use empathd_proto::engine::{FromEngine, FromEngineBody, MAX_CRISIS_GENERATIONS, MAX_GENERATIONS};
+use intake::{Intake, Queues};
 use rustix::net::sockopt::socket_peercred;
 use state::State;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, Builder};
 use std::time::Duration;
@@ -25,6 +28,8 @@ use works::Works;
 
 /// Stack of the trainer; a backward pass can nest deeply.
 const TRAINER_STACK_BYTES: usize = 64 * 1024 * 1024;
+/// Orders waiting for the executor: every answer that may wait, and some that are done at once.
+const MAX_ORDERS: usize = MAX_GENERATIONS + MAX_CRISIS_GENERATIONS + 16;
 /// How long the daemon may take to read what is written to it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -76,17 +81,20 @@ fn is_same_user(stream: &UnixStream) -> bool {
 /// One connection from its greeting to its end.
 fn converse(stream: &UnixStream, state: &State) -> io::Result<()> {
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-    let (works, outgoing) = Works::new();
-    let (orders, incoming_orders) = sync_channel(MAX_GENERATIONS);
+    let (works, outgoing) = Works::new(Arc::clone(&state.desk));
+    let (orders, incoming_orders) = sync_channel(MAX_ORDERS);
     let (jobs, incoming_jobs) = sync_channel(intake::MAX_JOBS);
+    let (embeddings, incoming_embeddings) = sync_channel(embedder::MAX_JOBS);
+    let queues = Queues { orders, jobs, embeddings };
     thread::scope(|scope| {
         scope.spawn(move || write_all(stream, &outgoing));
-        let (executor_works, trainer_works) = (works.clone(), works.clone());
+        let (executor_works, trainer_works, embedder_works) = (works.clone(), works.clone(), works.clone());
         scope.spawn(move || executor::run(&incoming_orders, &executor_works, state));
+        scope.spawn(move || embedder::run(&incoming_embeddings, &embedder_works, state));
         let trainer = move || trainer::run(&incoming_jobs, &trainer_works, state);
         let trainer = Builder::new().stack_size(TRAINER_STACK_BYTES).spawn_scoped(scope, trainer);
         if trainer.is_ok() {
-            read_all(stream, &works, Intake::new(works.clone(), state, orders, jobs), state);
+            read_all(stream, &works, Intake::new(works.clone(), state, queues), state);
         }
         works.close();
         drop(works);

@@ -1,26 +1,36 @@
-//! What outlives a connection or is shared by its threads: the base model, adapters in memory, counters, and who may
-//! use the processor. Refuses to know messages.
+//! What outlives a connection or is shared by its threads: the base model and its scheduler, adapters and the model of
+//! embeddings in memory, the desk, and who may use the processor. Refuses to know messages.
 
-use crate::adapter::Mixture;
-use crate::infer::Model;
+use super::base::Base;
+use crate::embed::Embedder;
+use crate::infer::compute::ServingAdapter;
+use crate::schedule::{AdapterGeneration, Desk, Scheduler};
 use candle_core::Device;
 use empathd_proto::ids::AdapterId;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most adapter generations in memory: the active one, its predecessor, candidates at their gate.
 pub(super) const MAX_ADAPTERS: usize = 8;
 /// Longest a trainer waits for answers between two layers, so that it moves on under any load.
 const MAX_YIELD: Duration = Duration::from_secs(2);
 
+/// A model of embeddings and the SHA-256 of its file.
+pub(super) type KnownEmbedder = ([u8; 32], Arc<Embedder>);
+
 /// The state of the process.
 pub(super) struct State {
     pub(super) device: Device,
-    base: Mutex<Option<Arc<Model>>>,
-    adapters: Mutex<BTreeMap<AdapterId, Arc<Mixture>>>,
-    kv_wiped_bytes: AtomicU64,
+    pub(super) desk: Arc<Desk>,
+    base: Mutex<Option<Arc<Base>>>,
+    /// There while no connection has it.
+    scheduler: Mutex<Option<Box<Scheduler>>>,
+    leaving: AtomicBool,
+    adapters: Mutex<BTreeMap<AdapterId, AdapterGeneration>>,
+    generations: AtomicU64,
+    embedder: Mutex<Option<KnownEmbedder>>,
     answering: Mutex<bool>,
     answered: Condvar,
 }
@@ -31,27 +41,59 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl State {
     pub(super) fn new(device: Device) -> Self {
+        let begun = Instant::now();
         Self {
             device,
+            desk: Arc::new(Desk::new(Arc::new(move || begun.elapsed()))),
             base: Mutex::default(),
+            scheduler: Mutex::default(),
+            leaving: AtomicBool::new(false),
             adapters: Mutex::default(),
-            kv_wiped_bytes: AtomicU64::new(0),
+            generations: AtomicU64::new(0),
+            embedder: Mutex::default(),
             answering: Mutex::new(false),
             answered: Condvar::new(),
         }
     }
 
-    pub(super) fn base(&self) -> Option<Arc<Model>> {
+    pub(super) fn base(&self) -> Option<Arc<Base>> {
         lock(&self.base).clone()
     }
 
     /// Takes another base model; adapters belong to the one before and go with it.
-    pub(super) fn set_base(&self, model: Option<Arc<Model>>) {
+    pub(super) fn set_base(&self, base: Option<Arc<Base>>) {
         self.drop_adapters();
-        *lock(&self.base) = model;
+        *lock(&self.base) = base;
     }
 
-    pub(super) fn adapter(&self, id: AdapterId) -> Option<Arc<Mixture>> {
+    /// The scheduler of the base model, for the one thread that steps it.
+    pub(super) fn take_scheduler(&self) -> Option<Box<Scheduler>> {
+        lock(&self.scheduler).take()
+    }
+
+    /// Keeps the scheduler for the next connection.
+    pub(super) fn keep_scheduler(&self, scheduler: Option<Box<Scheduler>>) {
+        *lock(&self.scheduler) = scheduler;
+    }
+
+    /// The executor says whether a replaced base model still has answers under way.
+    pub(super) fn set_leaving(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn embedder(&self) -> Option<KnownEmbedder> {
+        lock(&self.embedder).clone()
+    }
+
+    pub(super) fn set_embedder(&self, embedder: Option<KnownEmbedder>) {
+        *lock(&self.embedder) = embedder;
+    }
+
+    pub(super) fn adapter(&self, id: AdapterId) -> Option<AdapterGeneration> {
         lock(&self.adapters).get(&id).cloned()
     }
 
@@ -59,30 +101,26 @@ impl State {
         lock(&self.adapters).keys().copied().collect()
     }
 
-    /// Keeps an adapter; whether there was room.
-    pub(super) fn put_adapter(&self, id: AdapterId, mixture: Mixture) -> bool {
-        let mut adapters = lock(&self.adapters);
-        let room = adapters.len() < MAX_ADAPTERS || adapters.contains_key(&id);
-        if room {
-            adapters.insert(id, Arc::new(mixture));
-        }
-        room
+    /// Whether there is room for an adapter.
+    pub(super) fn has_room(&self, id: AdapterId) -> bool {
+        let adapters = lock(&self.adapters);
+        adapters.len() < MAX_ADAPTERS || adapters.contains_key(&id)
     }
 
-    pub(super) fn drop_adapter(&self, id: AdapterId) {
-        lock(&self.adapters).remove(&id);
+    /// Keeps an adapter, as a generation of its own; the number of the one that it replaces.
+    pub(super) fn put_adapter(&self, id: AdapterId, serving: ServingAdapter) -> Option<u64> {
+        let number = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
+        let generation = AdapterGeneration { number, serving: Arc::new(serving) };
+        lock(&self.adapters).insert(id, generation).map(|old| old.number)
+    }
+
+    /// Forgets an adapter; answers under way keep it. Its number.
+    pub(super) fn drop_adapter(&self, id: AdapterId) -> Option<u64> {
+        lock(&self.adapters).remove(&id).map(|old| old.number)
     }
 
     pub(super) fn drop_adapters(&self) {
         lock(&self.adapters).clear();
-    }
-
-    pub(super) fn count_wiped(&self, bytes: u64) {
-        self.kv_wiped_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    pub(super) fn kv_wiped_bytes(&self) -> u64 {
-        self.kv_wiped_bytes.load(Ordering::Relaxed)
     }
 
     /// The executor says whether it has answers under way.

@@ -2,10 +2,12 @@
 //! how jobs arrive.
 
 use super::state::State;
-use super::works::{CancelFlag, Works};
+use super::works::Works;
 use crate::adapter::Mixture;
 use crate::backbone::Backbone;
 use crate::infer::Model;
+use crate::infer::compute::ServingAdapter;
+use crate::schedule::Cancel;
 use crate::train::{self, Observer, TrainError, Trained};
 use empathd_proto::engine::{EngineFailure, Example, FromEngineBody, TrainSpec};
 use empathd_proto::report::TrainProgress;
@@ -18,7 +20,7 @@ use std::time::Instant;
 /// A job with everything it needs.
 pub(super) struct Job {
     pub(super) tag: u64,
-    pub(super) cancel: CancelFlag,
+    pub(super) cancel: Cancel,
     pub(super) model: Arc<Model>,
     pub(super) examples: Vec<Example>,
     pub(super) task: Task,
@@ -29,7 +31,7 @@ pub(super) enum Task {
     /// Train, perhaps from a checkpoint.
     Train { spec: TrainSpec, resume: Option<Vec<u8>> },
     /// Measure.
-    Evaluate { mixture: Option<Arc<Mixture>>, seq_len: usize },
+    Evaluate { adapter: Option<Arc<ServingAdapter>>, seq_len: usize },
 }
 
 /// Thrown through the computation when nobody is left to take its result. It is caught in this file.
@@ -54,7 +56,10 @@ impl Job {
     fn run(self, works: &Works, state: &State) {
         let outcome = match &self.task {
             Task::Train { spec, resume } => self.train(spec, resume.as_deref(), works, state),
-            Task::Evaluate { mixture, seq_len } => self.evaluate(mixture.as_deref(), *seq_len, works, state),
+            Task::Evaluate { adapter, seq_len } => {
+                let mixture = adapter.as_ref().map(|adapter| &adapter.mixture);
+                self.evaluate(mixture, *seq_len, works, state)
+            }
         };
         if let Err(error) = outcome {
             works.fail(self.tag, failure(&error));
@@ -64,7 +69,7 @@ impl Job {
     fn train(&self, spec: &TrainSpec, resume: Option<&[u8]>, works: &Works, state: &State) -> Result<(), TrainError> {
         let begun = Instant::now();
         let mut reporter = Reporter { job: self, works, state };
-        let Model { format, facts, .. } = &*self.model;
+        let (format, facts) = (self.model.format.as_ref(), &self.model.facts);
         let backbone = &self.backbone()?;
         let now = || begun.elapsed();
         let trained = train::train(backbone, facts.sha256, format, spec, &self.examples, resume, &now, &mut reporter)?;
@@ -83,7 +88,7 @@ impl Job {
         works: &Works,
         state: &State,
     ) -> Result<(), TrainError> {
-        let (backbone, format) = (&self.backbone()?, &self.model.format);
+        let (backbone, format) = (&self.backbone()?, self.model.format.as_ref());
         let mut between_layers = || {
             if self.cancel.is_set() {
                 resume_unwind(Box::new(Abandoned));

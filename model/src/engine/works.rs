@@ -1,10 +1,10 @@
 //! The works of one connection by tag, and the way back to the daemon. Here, and only here, it is made sure that each
 //! work has exactly one last message. Refuses to know how works are done.
 
+use crate::schedule::{Cancel, Desk};
 use empathd_proto::engine::{BlobHead, EngineFailure, FromEngine, FromEngineBody};
 use empathd_proto::frame::CHUNK_BYTES;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,20 +24,8 @@ pub(super) enum Kind {
     Training,
     /// Evaluation.
     Evaluation,
-}
-
-/// Set when a work is to end.
-#[derive(Debug, Clone, Default)]
-pub(super) struct CancelFlag(Arc<AtomicBool>);
-
-impl CancelFlag {
-    pub(super) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+    /// Embeddings, or their model.
+    Embedding,
 }
 
 /// The other side is gone.
@@ -47,29 +35,30 @@ pub(super) struct Gone;
 /// Works of a connection and the queue to its writer.
 #[derive(Clone)]
 pub(super) struct Works {
-    open: Arc<Mutex<HashMap<u64, (Kind, CancelFlag)>>>,
-    closing: CancelFlag,
+    open: Arc<Mutex<HashMap<u64, (Kind, Cancel)>>>,
+    closing: Cancel,
+    desk: Arc<Desk>,
     queue: SyncSender<FromEngine>,
 }
 
 impl Works {
     /// None yet; the receiver belongs to the writer.
-    pub(super) fn new() -> (Self, Receiver<FromEngine>) {
+    pub(super) fn new(desk: Arc<Desk>) -> (Self, Receiver<FromEngine>) {
         let (queue, receiver) = sync_channel(OUTBOX_MESSAGES);
-        (Self { open: Arc::default(), closing: CancelFlag::default(), queue }, receiver)
+        (Self { open: Arc::default(), closing: Cancel::default(), desk, queue }, receiver)
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<u64, (Kind, CancelFlag)>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, (Kind, Cancel)>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins a work; nothing when the tag is taken or is the engine's own.
-    pub(super) fn begin(&self, tag: u64, kind: Kind) -> Option<CancelFlag> {
+    pub(super) fn begin(&self, tag: u64, kind: Kind) -> Option<Cancel> {
         let mut open = self.open();
         if tag == 0 || open.contains_key(&tag) {
             return None;
         }
-        let flag = CancelFlag::default();
+        let flag = Cancel::default();
         open.insert(tag, (kind, flag.clone()));
         Some(flag)
     }
@@ -82,14 +71,14 @@ impl Works {
     /// Asks the work of this tag to end. A tag that is already over is no mistake: the messages crossed.
     pub(super) fn cancel(&self, tag: u64) {
         if let Some((_, flag)) = self.open().get(&tag) {
-            flag.set();
+            flag.set(self.desk.steps());
         }
     }
 
     /// The connection is over: everything ends, nothing more is sent.
     pub(super) fn close(&self) {
-        self.closing.set();
-        self.open().values().for_each(|(_, flag)| flag.set());
+        self.closing.set(self.desk.steps());
+        self.open().values().for_each(|(_, flag)| flag.set(self.desk.steps()));
     }
 
     /// Whether [`Works::close`] was called.
@@ -109,10 +98,19 @@ impl Works {
     /// Ends a work, or a tag that never was one, with a failure.
     pub(super) fn fail(&self, tag: u64, failure: EngineFailure) {
         if let Some((_, flag)) = self.open().remove(&tag) {
-            flag.set();
+            flag.set(self.desk.steps());
         }
         // A failure that nobody is left to hear is no failure.
         let _ = self.send(tag, FromEngineBody::Failed(failure));
+    }
+
+    /// Ends all answers with the failure of a defect.
+    pub(super) fn fail_answers(&self) {
+        let is_answer = |(tag, (kind, _)): (&u64, &(Kind, Cancel))| (*kind == Kind::Answer).then_some(*tag);
+        let answers: Vec<u64> = self.open().iter().filter_map(is_answer).collect();
+        for tag in answers {
+            self.fail(tag, EngineFailure::Internal("the scheduler panicked".to_owned()));
+        }
     }
 
     /// Sends a large thing: its announcement, then its chunks.
@@ -135,10 +133,15 @@ impl Works {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    fn works() -> (Works, Receiver<FromEngine>) {
+        Works::new(Arc::new(Desk::new(Arc::new(|| Duration::ZERO))))
+    }
 
     #[test]
     fn a_work_has_one_last_message() {
-        let (works, receiver) = Works::new();
+        let (works, receiver) = works();
         assert!(works.begin(1, Kind::Prompt).is_some());
         assert!(works.begin(1, Kind::Prompt).is_none());
         assert!(works.begin(0, Kind::Prompt).is_none());
@@ -150,7 +153,7 @@ mod tests {
 
     #[test]
     fn closing_ends_everything() {
-        let (works, _receiver) = Works::new();
+        let (works, _receiver) = works();
         let flag = works.begin(5, Kind::Answer).expect("new");
         works.close();
         assert!(flag.is_set());

@@ -3,15 +3,13 @@
 
 pub mod compute;
 mod draft;
-mod generation;
 mod grammar;
 mod model;
 mod sample;
 mod text;
 
 pub use draft::{Lookup, MAX_DRAFT};
-pub use generation::{Generation, InferError, PREFILL_TOKENS, Plan, Step, Token};
 pub use grammar::{GrammarError, GrammarFactory, Matcher};
 pub use model::{MAX_CONTEXT, Model, ModelError};
-pub use sample::{ChooseError, Chooser, Chosen, Logprobs, Sampling, SpecError};
+pub use sample::{ChooseError, Chooser, Chosen, Logprobs, SpecError};
 pub use text::{Pushed, TextStream, spelled};

@@ -49,7 +49,7 @@ pub enum ModelError {
 /// A base model in memory.
 pub struct Model {
     /// Tokenizer and template.
-    pub format: ChatFormat,
+    pub format: Arc<ChatFormat>,
     /// What others are told about it.
     pub facts: BaseModel,
     config: BackboneConfig,
@@ -90,7 +90,7 @@ impl Model {
             context: u32::try_from(config.context).unwrap_or(u32::MAX),
             sha256,
         };
-        let format = ChatFormat::new(tokenizer, file.chat_template())?;
+        let format = Arc::new(ChatFormat::new(tokenizer, file.chat_template())?);
         // Own kernels are for the processor; elsewhere answers are computed by candle.
         let packs = serving.path == ComputePath::Packed && device.is_cpu();
         let packed = packs.then(|| PackedWeights::read(&file, config.clone()).map(Arc::new)).transpose()?;

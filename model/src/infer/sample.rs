@@ -211,26 +211,6 @@ impl Drop for Chooser {
     }
 }
 
-/// How tokens are drawn, without anything that looks at the answer.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sampling {
-    /// 0 always takes the likeliest.
-    pub temperature: f32,
-    /// Draws from the fewest likeliest tokens that have this much probability together; in (0, 1].
-    pub top_p: f32,
-    /// Token `i` is a function of this, `i` and the logits alone.
-    pub seed: u64,
-}
-
-impl Sampling {
-    /// The token at position `index` of an answer, or nothing when no logit is a finite number.
-    #[must_use]
-    pub fn choose(&self, logits: &[f32], index: u32) -> Option<u32> {
-        let uniform = Counter::new(self.seed).uniform(Site::new("token", 0), u64::from(index));
-        Drawing::default().draw(logits, self.temperature, f64::from(self.top_p), uniform)
-    }
-}
-
 /// A number that can be compared: everything that is not finite counts as impossible.
 const fn possible(logit: f32) -> f32 {
     if logit < f32::INFINITY { logit } else { f32::NEG_INFINITY }

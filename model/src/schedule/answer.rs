@@ -113,6 +113,8 @@ pub struct Answer {
     continuation: Continuation,
     ignore_end: bool,
     cached: usize,
+    /// Tokens that were in memory when it began to run this time.
+    taken: usize,
     drafted: u32,
     accepted: u32,
     arrived: Duration,
@@ -185,6 +187,7 @@ impl Answer {
             continuation,
             ignore_end: request.ignore_end,
             cached: 0,
+            taken: 0,
             drafted: 0,
             accepted: 0,
             arrived: request.arrived,
@@ -192,6 +195,12 @@ impl Answer {
             first_token: None,
             last_token: None,
         })
+    }
+
+    /// Whose events its are.
+    #[must_use]
+    pub const fn tag(&self) -> u64 {
+        self.tag
     }
 
     /// Prompt and the tokens made.
@@ -226,22 +235,31 @@ impl Answer {
         &self.tokens()[..self.tokens().len() - 1]
     }
 
-    /// It runs from now on, with `cached` tokens in memory already. Whether that is for the first time.
-    pub(super) fn start(&mut self, now: Duration, cached: usize) -> bool {
+    /// It runs from now on, with `cached` tokens in memory already. How many of them count, when it runs for the first
+    /// time.
+    pub(super) fn start(&mut self, now: Duration, cached: usize) -> Option<usize> {
         self.place.set_running(true);
         let first = self.started.is_none();
         self.started.get_or_insert(now);
-        first && self.took_over(cached)
+        let found = self.took_over(cached);
+        first.then_some(found)
     }
 
-    /// `cached` tokens were found in memory; whether that counts, because none was there before.
-    pub(super) fn took_over(&mut self, cached: usize) -> bool {
-        let counts = self.made() == 0 && self.routed == 0;
-        if counts {
-            (self.cached, self.routed) = (cached, cached);
-            self.place.owes(self.prompt_tokens - cached);
+    /// `cached` tokens were found in memory; how many of them count: those that it did not compute or find before.
+    pub(super) fn took_over(&mut self, cached: usize) -> usize {
+        self.taken = cached;
+        if self.made() > 0 || self.routed > self.cached || cached <= self.cached {
+            return 0;
         }
-        counts
+        let found = cached - self.cached;
+        (self.cached, self.routed) = (cached, cached);
+        self.place.owes(self.prompt_tokens - cached);
+        found
+    }
+
+    /// Whether nothing was computed for it since it began to run, given that its slot holds `read` tokens.
+    pub(super) fn is_untouched(&self, read: usize) -> bool {
+        read == self.taken
     }
 
     /// What a pass adds to a slot that holds `read` tokens of it.

@@ -1,6 +1,6 @@
 //! What one step computes: first a row for every answer that makes tokens, with its proposals, then pieces of prompts as
 //! far as the budget goes, the most urgent first. Nobody who makes tokens waits for a prompt, and a prompt moves on in
-//! every step. Refuses to know answers and slots.
+//! every step. A crisis is read as if nobody else were there. Refuses to know answers and slots.
 
 use crate::infer::compute::LogitRows;
 use empathd_proto::generate::ServiceClass;
@@ -57,11 +57,13 @@ pub(super) fn plan(needs: &[Need], bounds: Bounds) -> Vec<Part> {
             (rows, logit_rows) = (rows - wanted, logit_rows - wanted);
         }
     }
-    let budget = if parts.is_empty() { PREFILL_ROWS_ALONE } else { PREFILL_ROWS_BESIDE };
-    let mut budget = budget.min(rows);
+    let alone = parts.is_empty();
+    let mut read = 0;
     for index in order.iter().filter(|index| !makes_tokens(index)) {
-        let pending = needs[*index].pending;
-        let mut rows = pending.min(budget);
+        let Need { urgency: (class, _), pending, .. } = needs[*index];
+        let hurries = alone || class == ServiceClass::Crisis;
+        let budget = if hurries { PREFILL_ROWS_ALONE } else { PREFILL_ROWS_BESIDE };
+        let mut rows = pending.min(budget.min(rows).saturating_sub(read));
         // The row of the last token needs room for its logits; without it the piece ends before.
         if rows == pending && logit_rows == 0 {
             rows -= 1;
@@ -69,7 +71,7 @@ pub(super) fn plan(needs: &[Need], bounds: Bounds) -> Vec<Part> {
         if rows > 0 {
             let logits = if rows == pending { LogitRows::Last } else { LogitRows::None };
             parts.push(Part { index: *index, rows, logits });
-            (budget, logit_rows) = (budget - rows, logit_rows - usize::from(rows == pending));
+            (read, logit_rows) = (read + rows, logit_rows - usize::from(rows == pending));
         }
     }
     parts
@@ -108,6 +110,15 @@ mod tests {
         let twin = Need { waits: true, ..need(ServiceClass::Interactive, 2, 700) };
         let needs = [need(ServiceClass::Interactive, 1, 700), twin];
         assert_eq!(plan(&needs, BOUNDS), [part(0, 512, LogitRows::None)]);
+    }
+
+    #[test]
+    fn a_crisis_is_read_at_once_and_takes_the_turn_of_other_prompts() {
+        let (crisis, interactive) = (ServiceClass::Crisis, ServiceClass::Interactive);
+        let needs = [need(interactive, 1, 1), need(interactive, 2, 200), need(crisis, 3, 300)];
+        assert_eq!(plan(&needs, BOUNDS), [part(0, 1, LogitRows::Last), part(2, 300, LogitRows::Last)]);
+        let needs = [need(interactive, 1, 1), need(interactive, 2, 200), need(crisis, 3, 100)];
+        assert_eq!(plan(&needs, BOUNDS)[2], part(1, 28, LogitRows::None));
     }
 
     #[test]

@@ -249,11 +249,11 @@ impl<C: Computes> Scheduler<C> {
         let cached = self.computes.len(slot);
         self.begun += 1;
         (answer.slot, answer.begun) = (Some(slot), self.begun);
-        if answer.start(self.desk.now(), cached) {
+        if let Some(found) = answer.start(self.desk.now(), cached) {
             let prompt = answer.prompt_tokens() as u64;
             self.desk.count(|status| {
                 status.prefix_tokens.0 += prompt;
-                status.prefix_tokens.1 += cached as u64;
+                status.prefix_tokens.1 += found as u64;
             });
         }
         self.running.push(answer);
@@ -327,9 +327,10 @@ impl<C: Computes> Scheduler<C> {
             })
     }
 
-    /// The earlier running answer of the same salt that has most tokens in common with an answer.
+    /// The earlier running answer of the same salt that has most tokens in common with an answer that has not begun to
+    /// read on its own.
     fn twin(&self, answer: &Answer) -> Option<(&Answer, usize)> {
-        if !self.prefix_cache || answer.slot.is_none_or(|slot| !self.computes.is_empty(slot)) {
+        if !self.prefix_cache || answer.slot.is_none_or(|slot| !answer.is_untouched(self.computes.len(slot))) {
             return None;
         }
         let wanted = answer.sharable();
@@ -341,19 +342,33 @@ impl<C: Computes> Scheduler<C> {
         common.max_by_key(|(_, common)| *common).filter(|(_, common)| *common >= MIN_SHARED)
     }
 
-    /// Copies what answers that have nothing yet can take over from others under way.
+    /// Where an answer that has not begun to read on its own finds more than it has: with another under way that has
+    /// read what both begin with, or in what has ended since.
+    fn better(&self, answer: &Answer, has: usize) -> Option<(SlotId, usize)> {
+        let under_way = self.twin(answer).and_then(|(twin, common)| {
+            let held = twin.slot.map_or(0, |slot| self.computes.len(slot)).min(common);
+            let is_read = held == common || answer.class == ServiceClass::Crisis;
+            twin.slot.filter(|_| is_read).map(|slot| (slot, held))
+        });
+        let ended = self.slots.donor(answer.salt, answer.sharable());
+        let found = under_way.into_iter().chain(ended).max_by_key(|(_, held)| *held);
+        found.filter(|(_, held)| *held >= has + MIN_SHARED)
+    }
+
+    /// Copies what answers can take over of others.
     fn share(&mut self) {
         for index in 0..self.running.len() {
             let answer = &self.running[index];
-            let Some((twin, common)) = self.twin(answer) else { continue };
-            let (Some(from), Some(to)) = (twin.slot, answer.slot) else { continue };
-            let held = self.computes.len(from).min(common);
-            let waits = held < common && answer.class != ServiceClass::Crisis;
-            if waits || held < MIN_SHARED || self.computes.copy_prefix(from, to, held).is_err() {
+            let Some(to) = answer.slot.filter(|_| self.prefix_cache) else { continue };
+            let has = self.computes.len(to);
+            if !answer.is_untouched(has) {
                 continue;
             }
-            if self.running[index].took_over(held) {
-                self.desk.count(|status| status.prefix_tokens.1 += held as u64);
+            let Some((from, held)) = self.better(answer, has) else { continue };
+            self.slots.truncate(&mut self.computes, to, 0);
+            if self.computes.copy_prefix(from, to, held).is_ok() {
+                let found = self.running[index].took_over(held);
+                self.desk.count(|status| status.prefix_tokens.1 += found as u64);
             }
         }
     }

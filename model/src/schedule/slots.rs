@@ -156,7 +156,7 @@ impl Slots {
     }
 
     /// The kept slot that has most in common with a prompt.
-    fn donor(&self, salt: Salt, prompt: &[u32]) -> Option<(SlotId, usize)> {
+    pub(super) fn donor(&self, salt: Salt, prompt: &[u32]) -> Option<(SlotId, usize)> {
         let common = |(slot, of): (usize, &Use)| match of {
             Use::Idle { salt: found, tokens, .. } if *found == salt => Some((SlotId(slot), shared(tokens, prompt))),
             _ => None,

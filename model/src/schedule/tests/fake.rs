@@ -12,7 +12,7 @@ pub(super) const CONTEXT: usize = 512;
 /// What a row costs.
 pub(super) const ROW: Duration = Duration::from_millis(1);
 /// A token on which a pass panics.
-pub(super) const POISON: u32 = 7;
+pub(super) const POISON: u32 = 250;
 /// How much likelier the token is that usually follows.
 const HABIT: f32 = 0.85;
 

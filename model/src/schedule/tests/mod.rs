@@ -86,6 +86,12 @@ impl<C: Computes> Stage<C> {
         })
     }
 
+    fn steps(&mut self, steps: u64) {
+        for _ in 0..steps {
+            self.step();
+        }
+    }
+
     fn run(&mut self) {
         let mut steps = 0;
         while self.step() {

@@ -69,7 +69,7 @@ fn a_hundred_aborts_leave_nothing_behind() {
         stage.submit(long);
         stage.submit(Request { ignore_end: true, ..request(1000 + tag, prompt(1, 30), 3) });
         // In the queue, in the middle of its prompt, or in the middle of its answer.
-        (0..tag % 9).for_each(|_| drop(stage.step()));
+        stage.steps(tag % 9);
         cancel.set(stage.scheduler.steps());
         stage.step();
         let seen = &stage.seen[&tag];
@@ -101,7 +101,7 @@ fn a_panic_in_a_step_ends_the_answers_of_that_step_and_no_later_one() {
 fn the_end_of_a_connection_ends_and_overwrites_everything() {
     let (mut stage, probe) = stage(&caching(), 1 << 20);
     (0..24).for_each(|tag| stage.submit(request(tag, prompt(tag as u32, 100), 50)));
-    (0..8).for_each(|_| drop(stage.step()));
+    stage.steps(8);
     probe.pass_time(Duration::from_secs(1));
     stage.scheduler.clear();
     let status = stage.status();
