@@ -329,8 +329,8 @@ mod x86 {
         unsafe fn load_f16(from: *const u16) -> Self {
             // SAFETY: see above.
             unsafe {
-                let half = |from: *const u16| _mm256_cvtph_ps(_mm_loadu_si128(from.cast()));
-                Self(half(from), half(from.add(8)))
+                let (low, high) = (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(8).cast()));
+                Self(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
             }
         }
 

@@ -50,6 +50,16 @@ with_lanes! {
     unsafe fn norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = norm_row;
 }
 
+/// `gate · sigmoid(gate) · up`. No closure: one would not be compiled for the instructions of its surroundings.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+unsafe fn gated<V: Lanes>(gate: V, up: V) -> V {
+    // SAFETY: by the caller.
+    unsafe { gate.mul(up).div(V::splat(1.0).add(exp(V::splat(0.0).sub(gate)))) }
+}
+
 /// `gate · sigmoid(gate) · up`, in place of the gate.
 ///
 /// # Safety
@@ -60,17 +70,13 @@ unsafe fn swiglu_row<V: Lanes>(gate: &mut [f32], up: &[f32]) {
     let (ups, up_rest) = up.as_chunks::<LANES>();
     // SAFETY: whole chunks; the rest is put into one.
     unsafe {
-        let one = |gate: V, up: V| {
-            let one = V::splat(1.0);
-            gate.mul(up).div(one.add(exp(V::splat(0.0).sub(gate))))
-        };
         for (gate, up) in gates.iter_mut().zip(ups) {
-            one(V::load(gate.as_ptr()), V::load(up.as_ptr())).store(gate.as_mut_ptr());
+            gated(V::load(gate.as_ptr()), V::load(up.as_ptr())).store(gate.as_mut_ptr());
         }
         let (mut last, mut last_up) = ([0f32; LANES], [0f32; LANES]);
         last[..rest.len()].copy_from_slice(rest);
         last_up[..rest.len()].copy_from_slice(up_rest);
-        one(V::load(last.as_ptr()), V::load(last_up.as_ptr())).store(last.as_mut_ptr());
+        gated(V::load(last.as_ptr()), V::load(last_up.as_ptr())).store(last.as_mut_ptr());
         rest.copy_from_slice(&last[..rest.len()]);
     }
 }

@@ -233,6 +233,16 @@ with_lanes! {
     pub(super) unsafe fn write(head: &KvHead, token: usize, key: &[f32], value: &[f32]) = write_token;
 }
 
+/// Sixteen numbers as f16, none of them infinite.
+///
+/// # Safety
+/// There is room for sixteen.
+#[inline(always)]
+unsafe fn halve_some<V: Lanes>(numbers: V, to: *mut u16) {
+    // SAFETY: by the caller.
+    unsafe { V::splat(TOP).min(V::splat(-TOP).max(numbers)).store_f16(to) };
+}
+
 /// Numbers as f16, the last sixteen filled up with zeros.
 ///
 /// # Safety
@@ -241,15 +251,14 @@ with_lanes! {
 unsafe fn halve<V: Lanes>(numbers: &[f32], to: *mut u16) {
     // SAFETY: by the caller.
     unsafe {
-        let store = |numbers: V, at: usize| V::splat(TOP).min(V::splat(-TOP).max(numbers)).store_f16(to.add(at));
         let (whole, rest) = numbers.as_chunks::<LANES>();
         for (i, chunk) in whole.iter().enumerate() {
-            store(V::load(chunk.as_ptr()), i * LANES);
+            halve_some(V::load(chunk.as_ptr()), to.add(i * LANES));
         }
         if !rest.is_empty() {
             let mut chunk = [0f32; LANES];
             chunk[..rest.len()].copy_from_slice(rest);
-            store(V::load(chunk.as_ptr()), whole.len() * LANES);
+            halve_some(V::load(chunk.as_ptr()), to.add(whole.len() * LANES));
         }
     }
 }
