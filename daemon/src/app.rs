@@ -130,12 +130,14 @@ impl App {
         engine: Engine,
     ) -> Result<Arc<Self>, Problem> {
         let names = config.api.server_names.clone();
+        let inference = Inference::new(&config.serving, &entropy);
+        let inference = inference.map_err(|_| problem::defect("There is no memory for the keys of kept answers."))?;
         Ok(Arc::new(Self {
             vault: Vault::new(config.state.clone(), names, cost, entropy.clone())?,
             adapters: Adapters::default(),
             training: jobs::train::Desk::default(),
             ingesting: Semaphore::new(1),
-            inference: Inference::new(&config.serving, random(&*entropy)),
+            inference,
             noting: tokio::sync::Mutex::default(),
             refusals: Refusals::default(),
             stopping: CancellationToken::new(),
@@ -317,7 +319,9 @@ impl App {
 
     /// Fresh random bytes.
     pub(crate) fn random<const N: usize>(&self) -> [u8; N] {
-        random(&*self.entropy)
+        let mut bytes = [0; N];
+        self.entropy.fill(&mut bytes);
+        bytes
     }
 
     /// How the API is spoken to; `None` while there are no keys, and then each connection is closed at once.
@@ -403,12 +407,6 @@ impl App {
             tracing::error!(code = %problem.code, reason = problem.detail, "the stop could not be recorded");
         }
     }
-}
-
-fn random<const N: usize>(entropy: &dyn Entropy) -> [u8; N] {
-    let mut bytes = [0; N];
-    entropy.fill(&mut bytes);
-    bytes
 }
 
 #[cfg(test)]

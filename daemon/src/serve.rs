@@ -8,6 +8,7 @@ use crate::config::{Config, EnginePlace};
 use crate::engine::supervisor::{self, Models, Whereabouts};
 use crate::engine::{Engine, View};
 use crate::http::{self, HttpLimits};
+use crate::inference;
 use crate::model_file::ModelFile;
 use anyhow::{Context, bail};
 use empathd_proto::admin::SealState;
@@ -65,6 +66,7 @@ pub async fn run(config: Config, manner: Manner) -> anyhow::Result<()> {
         announce(&app)?;
     }
     tokio::spawn(adapters::keep_loaded(app.clone()));
+    tokio::spawn(inference::keep_young(app.clone()));
     let doors = [
         tokio::spawn(http::serve(api, app.clone(), limits, stop.clone())),
         tokio::spawn(admin::server::serve(socket, app.clone(), stop.clone())),

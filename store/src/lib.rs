@@ -4,7 +4,7 @@
 //!
 //! From the outside in: [`store`](Store) (the whole), `reader` and `writer` (the two sides of the barrier), `records`,
 //! `documents`, `dataset`, `adapters`, `blobs`, `audit` (one kind of thing each), `heads` (nothing vanishes unseen), `keys`,
-//! `keyring`, `memory` (keys), `envelope`, `padding`, `format` (bytes), `tables`, `backend` (the database under it), `stop`,
+//! `keyring`, `memory` (keys), `transient` (values that stay in memory), `envelope`, `padding`, `format` (bytes), `tables`, `backend` (the database under it), `stop`,
 //! `verify` (the check of a whole state). docs/FORMAT.md has the byte maps.
 
 mod adapters;
@@ -29,6 +29,7 @@ mod records;
 mod stop;
 mod store;
 mod tables;
+mod transient;
 mod verify;
 mod writer;
 
@@ -46,5 +47,6 @@ pub use keyring::KdfCost;
 pub use reader::Reader;
 pub use records::{DataClass, NewRecord, PutOutcome, RecordVisitor, StoredRecord};
 pub use store::Store;
+pub use transient::TransientKey;
 pub use verify::{StateFindings, verify_stopped};
 pub use writer::Writer;

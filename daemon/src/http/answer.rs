@@ -6,7 +6,8 @@ use super::metrics::Meter;
 use super::problem::{Refusal, unexpected_reply};
 use super::request::Asked;
 use super::routes::{REQUEST_ID, id_value, recorded};
-use super::{Door, body, sse};
+use super::sse::{self, Writing};
+use super::{Door, body};
 use crate::action::Action;
 use crate::actor::Actor;
 use crate::app::Reply;
@@ -17,7 +18,7 @@ use axum::response::{IntoResponse, Response};
 use empathd_proto::{ErrorCode, Problem};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// A stream begins after the first words or after this time, so that an early failure still has its own status.
 const FIRST_EVENT: Duration = Duration::from_secs(10);
@@ -36,14 +37,16 @@ pub(super) async fn give(
         Ok(asked) => asked,
         Err(problem) => return Err(recorded(door, actor, problem).await),
     };
-    let Reply::Answer(answer) = door.appliance.perform(actor, action(asked.call)).await? else {
+    let deadline = Instant::now() + Duration::from_millis(door.limits.answer_ms);
+    let begun = door.appliance.perform(actor, action(asked.call));
+    let Reply::Answer(answer) = in_time(door, deadline, begun).await? else {
         return Err(unexpected_reply().into());
     };
     let id = id_value(&answer.id.to_string());
     let mut response = if asked.stream {
-        stream(door, answer, face, asked.include_usage, meter).await?
+        stream(door, answer, face, asked.include_usage, deadline, meter).await?
     } else {
-        whole(door, answer, face, meter).await?
+        in_time(door, deadline, collect(answer, face, meter)).await?
     };
     response.headers_mut().extend(id.map(|id| (REQUEST_ID, id)));
     Ok(response)
@@ -55,6 +58,7 @@ async fn stream(
     mut answer: Answer,
     face: Face,
     usage: bool,
+    deadline: Instant,
     mut meter: Meter,
 ) -> Result<Response, Problem> {
     let first = match timeout(FIRST_EVENT, answer.events.recv()).await {
@@ -63,21 +67,25 @@ async fn stream(
         Ok(first) => first,
         Err(_) => None,
     };
-    let body = sse::body(answer, first, face, usage, door, meter);
+    let body = sse::body(answer, first, Writing { face, usage, deadline }, door, meter);
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     Ok(response)
 }
 
-/// The answer in one piece.
-async fn whole(door: &Door, answer: Answer, face: Face, meter: Meter) -> Result<Response, Problem> {
-    let limit = Duration::from_millis(door.limits.answer_ms);
+/// What comes before the deadline and before the last moment of a stop.
+async fn in_time<T>(
+    door: &Door,
+    deadline: Instant,
+    work: impl Future<Output = Result<T, Problem>>,
+) -> Result<T, Problem> {
     tokio::select! {
         () = door.ending.cancelled() => Err(stopping()),
-        result = timeout(limit, collect(answer, face, meter)) => result.unwrap_or_else(|_| Err(too_long())),
+        result = timeout_at(deadline, work) => result.unwrap_or_else(|_| Err(too_long())),
     }
 }
 
+/// The answer in one piece.
 async fn collect(mut answer: Answer, face: Face, mut meter: Meter) -> Result<Response, Problem> {
     let envelope = Envelope::of(&answer);
     let mut whole = Whole::new(answer.choices);

@@ -14,7 +14,7 @@ use serde::Serialize;
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -22,6 +22,16 @@ use tokio_stream::wrappers::ReceiverStream;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Events that may wait for the caller to take them in.
 const WAITING_MAX: usize = 16;
+
+/// How an answer is to be written.
+pub(super) struct Writing {
+    /// In which form.
+    pub(super) face: Face,
+    /// Whether the usage is told.
+    pub(super) usage: bool,
+    /// When it is cut off.
+    pub(super) deadline: Instant,
+}
 
 /// Where the events go, and what is said about the answer meanwhile.
 struct Telling {
@@ -37,16 +47,9 @@ struct Telling {
 struct Gone;
 
 /// The body of a streamed answer, whose first event may be known already.
-pub(super) fn body(
-    answer: Answer,
-    first: Option<AnswerEvent>,
-    face: Face,
-    include_usage: bool,
-    door: &Door,
-    meter: Meter,
-) -> Body {
+pub(super) fn body(answer: Answer, first: Option<AnswerEvent>, writing: Writing, door: &Door, meter: Meter) -> Body {
     let (caller, bytes) = mpsc::channel(WAITING_MAX);
-    let limit = Duration::from_millis(door.limits.answer_ms);
+    let Writing { face, usage: include_usage, deadline } = writing;
     let ending = door.ending.clone();
     tokio::spawn(async move {
         let writer = Writer::new(face, &answer);
@@ -57,7 +60,7 @@ pub(super) fn body(
             () = caller.closed() => {}
             _ = telling.tell(first, answer.events) => {}
             () = ending.cancelled() => drop(caller.try_send(failure(&stopping()))),
-            () = sleep(limit) => drop(caller.try_send(failure(&too_long()))),
+            () = sleep_until(deadline) => drop(caller.try_send(failure(&too_long()))),
         }
     });
     Body::from_stream(ReceiverStream::new(bytes).map(Ok::<_, Infallible>))

@@ -1,7 +1,7 @@
 //! An answer under way: its works run side by side, what is heard of them is brought into its form and told in one stream.
 //! When the caller leaves, or the store is sealed, all of them end at once. What is asked is not known here.
 
-use super::choice::{Choice, Heard};
+use super::choice::{Choice, Heard, waiting_max};
 use super::kept::KeptAnswer;
 use super::shape::{Shaped, Shaper};
 use super::{AnswerEvent, Danger};
@@ -16,11 +16,7 @@ use empathd_proto::problem::{ErrorCode, Problem};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-/// Things heard of works that may wait to be told.
-const HEARD_WAITING_MAX: usize = 64;
 
 /// An answer under way.
 pub(super) struct Answering {
@@ -39,6 +35,7 @@ pub(super) struct Answering {
     /// Where the whole answer is kept, if it is.
     pub(super) keep: Option<(Key, Ticket, KeptAnswer)>,
     pub(super) sealing: CancellationToken,
+    /// Room for all works; each takes its share along.
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -48,25 +45,22 @@ struct Gone;
 impl Answering {
     /// From the first word to the last.
     pub(super) async fn run(mut self, ready: Arc<Ready>) {
-        let started = Instant::now();
-        let events = self.events.clone();
-        let (sealing, permit) = (self.sealing.clone(), self.permit.take());
-        let app = self.app.clone();
+        let (events, sealing) = (self.events.clone(), self.sealing.clone());
         // Whichever comes first; the works are dropped, and with that cancelled, at the end of this block.
         tokio::select! {
             () = events.closed() => {}
             () = sealing.cancelled() => self.sealed(),
-            _ = self.tell(ready) => app.inference.admission.took(started.elapsed()),
+            _ = self.tell(ready) => {}
         }
-        drop(permit);
     }
 
     async fn tell(&mut self, ready: Arc<Ready>) -> Result<(), Gone> {
-        let (listener, mut heard) = mpsc::channel(HEARD_WAITING_MAX);
+        let (listener, mut heard) = mpsc::channel(self.specs.iter().map(waiting_max).sum());
         let mut works = JoinSet::new();
         for (place, spec) in self.specs.iter().enumerate() {
-            let choice = Choice { app: self.app.clone(), place, spec: spec.clone(), listener: listener.clone() };
-            works.spawn(choice.run(ready.clone()));
+            let permit = self.permit.as_mut().and_then(|permit| permit.split(1));
+            let (app, spec, listener) = (self.app.clone(), spec.clone(), listener.clone());
+            works.spawn(Choice { app, place, spec, listener, permit }.run(ready.clone()));
         }
         drop(listener);
         let mut ended: Vec<Option<Finished>> = vec![None; self.specs.len()];
@@ -128,7 +122,7 @@ impl Answering {
         if let Some((key, ticket, kept)) = self.keep.take()
             && let Some(bytes) = kept.encode()
         {
-            self.app.inference.cache.put(key, bytes, ticket, self.app.clock.uptime());
+            self.app.inference.cache.put(key, &bytes, ticket, self.app.clock.uptime());
         }
         Ok(())
     }

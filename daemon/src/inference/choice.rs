@@ -9,7 +9,8 @@ use empathd_proto::engine::{FromEngineBody, ToEngineBody};
 use empathd_proto::generate::{Finished, GenerateSpec, TokenLogprobs};
 use empathd_proto::problem::Problem;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
 
 /// Times a work is taken up again after the engine was lost.
 const RESUMES_MAX: u32 = 3;
@@ -31,8 +32,10 @@ pub(crate) struct Choice {
     pub(crate) place: usize,
     /// What is asked of the engine; `skip_tokens` counts those that were delivered.
     pub(crate) spec: GenerateSpec,
-    /// Where what is heard goes.
+    /// Where what is heard goes; there is room for all of it.
     pub(crate) listener: mpsc::Sender<(usize, Heard)>,
+    /// Its share of the room, until the engine is done with it.
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
 
 /// Why a stretch of a work ended before the work did.
@@ -51,13 +54,22 @@ impl From<Lost> for Cut {
     }
 }
 
+/// Things heard of a work that may wait: all there can be. A slow connection never holds up the other works of the engine,
+/// nor keeps its place among them.
+pub(crate) fn waiting_max(spec: &GenerateSpec) -> usize {
+    spec.max_tokens as usize + 8
+}
+
 impl Choice {
     /// The whole work. Dropping it cancels the work.
     pub(crate) async fn run(mut self, mut ready: Arc<Ready>) {
-        let mut resumes = 0;
+        let (mut resumes, started) = (0, Instant::now());
         let last = loop {
             match self.stretch(&ready).await {
-                Ok(finished) => break Heard::Finished(finished),
+                Ok(finished) => {
+                    self.app.inference.admission.took(started.elapsed());
+                    break Heard::Finished(finished);
+                }
                 Err(Cut::Unwanted) => return,
                 Err(Cut::Problem(problem)) => break Heard::Failed(problem),
                 Err(Cut::Lost) if resumes == RESUMES_MAX => break Heard::Failed(engine::lost()),
@@ -74,6 +86,7 @@ impl Choice {
                 Err(problem) => break Heard::Failed(problem),
             }
         };
+        drop(self.permit.take());
         let _ = self.listener.send((self.place, last)).await;
     }
 
@@ -83,9 +96,8 @@ impl Choice {
             let loaded = adapters::ensure(&self.app, ready, adapter).await;
             loaded.map_err(|problem| if ready.link.is_closed() { Cut::Lost } else { Cut::Problem(problem) })?;
         }
-        // Room for the whole answer: a slow connection never holds up the other works of the engine.
-        let waiting_max = self.spec.max_tokens as usize + 8;
-        let mut work: Work = ready.link.begin(ToEngineBody::Generate(self.spec.clone()), waiting_max).await?;
+        let generate = ToEngineBody::Generate(self.spec.clone());
+        let mut work: Work = ready.link.begin(generate, waiting_max(&self.spec)).await?;
         loop {
             let event = tokio::select! {
                 () = self.listener.closed() => return Err(Cut::Unwanted),

@@ -32,6 +32,7 @@ use empathd_proto::engine::ToEngineBody;
 use empathd_proto::generate::{GenerateSpec, Prompt, SamplingSpec, ServiceClass, TokenLogprobs};
 use empathd_proto::ids::RequestId;
 use empathd_proto::problem::{ErrorCode, Problem};
+use empathd_store::Entropy;
 use kept::KeptAnswer;
 use salts::Salts;
 use shape::Shaper;
@@ -50,6 +51,9 @@ const ENDED_WITHIN: Duration = Duration::from_secs(2);
 /// How long the engine may take to overwrite what it keeps of ended answers.
 const FORGOTTEN_WITHIN: Duration = Duration::from_secs(5);
 
+/// How often kept answers whose time is over are looked for.
+const AGED_EVERY: Duration = Duration::from_secs(60);
+
 /// What all answers share.
 pub(crate) struct Inference {
     pub(crate) admission: Admission,
@@ -62,16 +66,21 @@ pub(crate) struct Inference {
 }
 
 impl Inference {
-    /// With room for so many answers, and a random key.
-    pub(crate) fn new(serving: &Serving, key: [u8; 32]) -> Self {
-        Self {
+    /// With room for so many answers, and random keys.
+    ///
+    /// # Errors
+    /// When there is no memory for the keys.
+    pub(crate) fn new(serving: &Serving, entropy: &Arc<dyn Entropy>) -> std::io::Result<Self> {
+        let mut key = [0; 32];
+        entropy.fill(&mut key);
+        Ok(Self {
             admission: Admission::new(serving.answers_max),
-            cache: AnswerCache::new(serving.answer_cache_bytes),
+            cache: AnswerCache::new(serving.answer_cache_bytes, entropy.clone())?,
             salts: Salts::new(key),
             embedding: Semaphore::new(embed::UNDER_WAY_MAX),
             under_way: TaskTracker::new(),
             sealing: RwLock::default(),
-        }
+        })
     }
 
     fn sealing(&self) -> CancellationToken {
@@ -354,6 +363,15 @@ pub(crate) async fn close(app: &App) {
     app.inference.under_way.reopen();
     forget(app).await;
     app.inference.salts.renew(app.random());
+}
+
+/// Forgets kept answers when their time is over, for as long as it is awaited.
+pub(crate) async fn keep_young(app: Arc<App>) {
+    let mut every = tokio::time::interval(AGED_EVERY);
+    loop {
+        every.tick().await;
+        app.inference.cache.forget_older(app.clock.uptime());
+    }
 }
 
 /// Overwrites what is kept of answers that have ended, here and in the engine.

@@ -169,6 +169,33 @@ async fn a_caller_who_leaves_cancels_every_work() {
 }
 
 #[tokio::test]
+async fn a_caller_who_takes_in_nothing_keeps_nobody_out() {
+    let mut fixture = Fixture::unsealed("[serving]\nanswers_max = 1").await;
+    let mut engine = fixture.connect().await;
+    let app = fixture.app.clone();
+    let begun = tokio::spawn(async move { begin(&app, AnswerCall { max_tokens: Some(500), ..call("Hello") }).await });
+    let (tag, _) = asked(&mut engine).await;
+    tokens(&mut engine, tag, 0..500).await;
+    let crawling = begun.await.expect("no panic").expect("begun");
+    assert_eq!(begin(&fixture.app, call("x")).await.expect_err("full").code, ErrorCode::Busy);
+    finish(&mut engine, tag).await;
+    // The engine is done, and the daemon has heard of it.
+    while begin_room(&fixture).is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(crawling.events.len(), EVENTS_WAITING_MAX, "nothing was taken in");
+    let (_, told) = answered(&fixture, &mut engine, call("Me too")).await;
+    assert_eq!(told.texts, ["t0 t1 "]);
+    let whole = collect(crawling).await;
+    assert_eq!(whole.texts[0].split_whitespace().count(), 500, "and nothing was lost");
+}
+
+/// Whether there is room for one more.
+fn begin_room(fixture: &Fixture) -> Result<(), Problem> {
+    fixture.app.inference.admission.enter(ServiceClass::Interactive, 1).map(drop)
+}
+
+#[tokio::test]
 async fn a_crisis_puts_human_help_before_the_first_word_and_is_served_first() {
     let mut fixture = Fixture::unsealed("[help]\ncrisis_line = \"ring 0800 111\"\n[serving]\nanswers_max = 1").await;
     let mut engine = fixture.connect().await;
