@@ -7,11 +7,13 @@ use super::{MAX_HEAD, Operand};
 use crate::ops::Segment;
 use candle_core::cuda::cudarc::driver::sys::CUresult;
 use candle_core::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaView, LaunchConfig, PushKernelArg};
-use candle_core::cuda::{CudaDevice, CudaFunc, WrapErr};
+use candle_core::cuda::{CudaDevice, WrapErr};
 use candle_core::{CudaStorage, Device, Error, Result, Storage, Tensor, bail};
 
 /// The kernels, made by `model/build.rs`.
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
+/// Under which the device keeps them.
+const MODULE: &str = "empathd";
 const WARP: u32 = 32;
 /// Warps of a block that works on one row together; as in `kernels.cu`.
 const TEAM: u32 = 8;
@@ -50,10 +52,6 @@ fn int(number: usize) -> Result<i32> {
 /// A number of blocks.
 fn blocks(count: usize, by: usize) -> Result<u32> {
     u32::try_from(count.div_ceil(by)).map_err(Error::wrap)
-}
-
-fn kernel(device: &CudaDevice, name: &str) -> Result<CudaFunc> {
-    device.get_or_load_custom_func(name, "empathd", KERNELS)
 }
 
 /// A grid of blocks of whole teams.
@@ -109,7 +107,7 @@ fn add_product(
     let grid = teams(blocks(out, outs_each * TEAM as usize)?, blocks(rows, rows_each)?);
     let (x, w) = (view(x)?, view(w)?);
     let (rows, inner, out, add) = (int(rows)?, int(inner)?, int(out)?, i32::from(accumulate));
-    let function = kernel(device, name)?;
+    let function = device.get_or_load_custom_func(name, MODULE, KERNELS)?;
     let mut launch = function.builder();
     launch.arg(&x).arg(&w).arg(y).arg(&rows).arg(&inner).arg(&out).arg(&add);
     // SAFETY: arguments are of the kernel's types; x, w and y have rows·inner, out·inner and rows·out numbers.
@@ -124,7 +122,7 @@ pub(crate) fn rms_norm(x: Operand<'_>, weight: Operand<'_>, eps: f32) -> Result<
     let mut y = room(device, rows * width)?;
     if rows > 0 {
         let (x, weight, width) = (view(x)?, view(weight)?, int(width)?);
-        let function = kernel(device, "rms_norm")?;
+        let function = device.get_or_load_custom_func("rms_norm", MODULE, KERNELS)?;
         let mut launch = function.builder();
         launch.arg(&x).arg(&weight).arg(&mut y).arg(&width).arg(&eps);
         // SAFETY: arguments are of the kernel's types; a block for each row of `width` numbers, as many as weights.
@@ -141,7 +139,7 @@ pub(crate) fn rope(x: Operand<'_>, turns: &Tensor, positions: &[u32], sign: f32)
     let Storage::Cuda(table) = &*storage else { bail!("the table of turns is not on the card") };
     let (table, half) = (view((table, layout))?, int(turns.dim(1)?)?);
     let (x, mut y) = (view(x)?, room(device, rows * width)?);
-    let function = kernel(device, "rope")?;
+    let function = device.get_or_load_custom_func("rope", MODULE, KERNELS)?;
     let mut start = 0;
     // Rows whose positions count up are turned together.
     for run in positions.chunk_by(|a, b| *b == *a + 1) {
@@ -165,7 +163,7 @@ pub(crate) fn swiglu(gate: Operand<'_>, up: Operand<'_>) -> Result<CudaStorage> 
     let mut y = room(device, count)?;
     if count > 0 {
         let (gate, up) = (view(gate)?, view(up)?);
-        let function = kernel(device, "swiglu")?;
+        let function = device.get_or_load_custom_func("swiglu", MODULE, KERNELS)?;
         let mut launch = function.builder();
         launch.arg(&gate).arg(&up).arg(&mut y).arg(&count);
         // SAFETY: arguments are of the kernel's types; gate, up and y have `count` numbers.
@@ -188,7 +186,7 @@ pub(crate) fn spread(
     let mut h = room(device, count)?;
     if count > 0 {
         let (u, gates, width, shared, rank) = (view(u)?, view(gates)?, int(width)?, int(shared)?, int(rank)?);
-        let function = kernel(device, "spread")?;
+        let function = device.get_or_load_custom_func("spread", MODULE, KERNELS)?;
         let mut launch = function.builder();
         launch.arg(&u).arg(&gates).arg(&mut h).arg(&count).arg(&width).arg(&shared).arg(&rank).arg(&scale);
         // SAFETY: arguments are of the kernel's types; `rank` divides what is behind `shared` into as many experts as
@@ -206,7 +204,7 @@ pub(crate) fn gate(logits: Operand<'_>, taken: &[u64]) -> Result<CudaStorage> {
     if rows > 0 {
         let (logits, taken) = (view(logits)?, device.clone_htod(taken)?);
         let (row_count, experts) = (int(rows)?, int(experts)?);
-        let function = kernel(device, "gate")?;
+        let function = device.get_or_load_custom_func("gate", MODULE, KERNELS)?;
         let mut launch = function.builder();
         launch.arg(&logits).arg(&taken).arg(&mut gates).arg(&row_count).arg(&experts);
         // SAFETY: arguments are of the kernel's types; there are bits for each row, and experts are at most 64.
@@ -233,7 +231,7 @@ pub(crate) fn attention(
     let scale = 1.0 / (head as f32).sqrt();
     let grid_heads = blocks(heads, 1)?;
     let (head, heads, kv_heads) = (int(head)?, int(heads)?, int(kv_heads)?);
-    let function = kernel(device, "attention")?;
+    let function = device.get_or_load_custom_func("attention", MODULE, KERNELS)?;
     for segment in segments.iter().filter(|segment| segment.queries > 0) {
         let (query_start, key_start, past) = (int(segment.query_start)?, int(segment.key_start)?, int(segment.past)?);
         let mut launch = function.builder();
