@@ -25,9 +25,9 @@ pub(super) enum Order {
 
 /// Schedulers on their thread.
 struct Floor<'a> {
-    current: Option<Box<Scheduler>>,
+    current: Option<Scheduler>,
     /// Of base models that were replaced, as long as they have answers.
-    leaving: Vec<Box<Scheduler>>,
+    leaving: Vec<Scheduler>,
     works: &'a Works,
     state: &'a State,
 }
@@ -48,7 +48,7 @@ pub(super) fn run(orders: &Receiver<Order>, works: &Works, state: &State) {
 
 impl Floor<'_> {
     fn all(&mut self) -> impl Iterator<Item = &mut Scheduler> {
-        self.leaving.iter_mut().chain(&mut self.current).map(Box::as_mut)
+        self.leaving.iter_mut().chain(&mut self.current)
     }
 
     fn is_idle(&mut self) -> bool {
@@ -64,7 +64,7 @@ impl Floor<'_> {
                 Err(TryRecvError::Disconnected) => Err(RecvTimeoutError::Disconnected),
             };
         }
-        let Some(expiry) = self.current.as_ref().and_then(|scheduler| scheduler.next_expiry()) else {
+        let Some(expiry) = self.current.as_ref().and_then(Scheduler::next_expiry) else {
             return orders.recv().map(Some).map_err(|_| RecvTimeoutError::Disconnected);
         };
         match orders.recv_timeout(expiry.saturating_sub(self.state.desk.now())) {
@@ -81,7 +81,7 @@ impl Floor<'_> {
             (Order::Leave, _) => self.leave(),
             (Order::Serve(scheduler), _) => {
                 self.leave();
-                self.current = Some(scheduler);
+                self.current = Some(*scheduler);
             }
             (Order::Forget(tag), _) => {
                 let wiped_bytes = self.all().map(Scheduler::forget_prefixes).sum();

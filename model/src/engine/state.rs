@@ -26,7 +26,7 @@ pub(super) struct State {
     pub(super) desk: Arc<Desk>,
     base: Mutex<Option<Arc<Base>>>,
     /// There while no connection has it.
-    scheduler: Mutex<Option<Box<Scheduler>>>,
+    scheduler: Mutex<Option<Scheduler>>,
     leaving: AtomicBool,
     adapters: Mutex<BTreeMap<AdapterId, AdapterGeneration>>,
     generations: AtomicU64,
@@ -67,12 +67,12 @@ impl State {
     }
 
     /// The scheduler of the base model, for the one thread that steps it.
-    pub(super) fn take_scheduler(&self) -> Option<Box<Scheduler>> {
+    pub(super) fn take_scheduler(&self) -> Option<Scheduler> {
         lock(&self.scheduler).take()
     }
 
     /// Keeps the scheduler for the next connection.
-    pub(super) fn keep_scheduler(&self, scheduler: Option<Box<Scheduler>>) {
+    pub(super) fn keep_scheduler(&self, scheduler: Option<Scheduler>) {
         *lock(&self.scheduler) = scheduler;
     }
 

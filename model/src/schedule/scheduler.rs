@@ -42,8 +42,8 @@ pub struct Scheduler<C = Compute> {
     desk: Arc<Desk>,
     rules: Rules,
     prefix_cache: bool,
-    queue: Queue<Box<Answer>>,
-    running: Vec<Box<Answer>>,
+    queue: Queue<Answer>,
+    running: Vec<Answer>,
     slots: Slots,
     begun: u64,
 }
@@ -108,7 +108,7 @@ impl<C: Computes> Scheduler<C> {
 
     /// Takes in an answer that has its place.
     pub fn enqueue(&mut self, answer: Answer) {
-        self.queue.push(answer.class, answer.caller, Box::new(answer));
+        self.queue.push(answer.class, answer.caller, answer);
     }
 
     /// Wishes that an answer end; it does at the next step.
@@ -211,7 +211,7 @@ impl<C: Computes> Scheduler<C> {
     /// Drops who waits and whose first token would come too late even if its turn came now.
     fn end_late(&mut self, say: Say<'_>) {
         let (now, admission) = (self.desk.now(), &self.desk.admission);
-        let late = |answer: &Box<Answer>| {
+        let late = |answer: &Answer| {
             let reading = admission.reading(answer.prompt_tokens());
             answer.class != ServiceClass::Crisis
                 && answer.made() == 0
@@ -241,7 +241,7 @@ impl<C: Computes> Scheduler<C> {
         }
     }
 
-    fn start(&mut self, mut answer: Box<Answer>) {
+    fn start(&mut self, mut answer: Answer) {
         let (salt, promise) = (answer.salt, answer.promise());
         let Some(slot) = self.slots.take(&mut self.computes, salt, answer.sharable(), promise) else {
             return self.queue.put_back(answer.class, answer.caller, answer);
@@ -338,7 +338,7 @@ impl<C: Computes> Scheduler<C> {
             .running
             .iter()
             .filter(|other| other.salt == answer.salt && other.begun < answer.begun && other.class <= answer.class);
-        let common = earlier.map(|other| (other.as_ref(), shared(other.tokens(), wanted)));
+        let common = earlier.map(|other| (other, shared(other.tokens(), wanted)));
         common.max_by_key(|(_, common)| *common).filter(|(_, common)| *common >= MIN_SHARED)
     }
 
@@ -445,7 +445,7 @@ impl<C: Computes> Scheduler<C> {
     }
 
     /// Takes a running answer out for good; its keys and values are kept for the next one, or overwritten.
-    fn stop(&mut self, index: usize, keep: bool) -> Box<Answer> {
+    fn stop(&mut self, index: usize, keep: bool) -> Answer {
         let mut answer = self.running.remove(index);
         self.queue.end(answer.class, answer.caller);
         if let Some(slot) = answer.slot.take() {
@@ -492,7 +492,7 @@ struct Judged {
 
 /// Each answer takes its rows of the logits.
 fn judge(
-    running: &mut [Box<Answer>],
+    running: &mut [Answer],
     parts: &[Part],
     logits: &[f32],
     tokenizer: &Tokenizer,

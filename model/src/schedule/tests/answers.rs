@@ -20,9 +20,9 @@ fn alone(number: u64) -> Seen {
 }
 
 /// What a client sees, without what depends on when it was computed.
-fn same(a: &Seen, b: &Seen) -> bool {
+pub(super) fn same(a: &Seen, b: &Seen) -> bool {
     let reason = |seen: &Seen| (seen.finished().reason, seen.finished().completion_tokens);
-    (&a.text, a.tokens, reason(a)) == (&b.text, b.tokens, reason(b))
+    (&a.text, &a.logprobs, a.tokens, reason(a)) == (&b.text, &b.logprobs, b.tokens, reason(b))
 }
 
 #[test]

@@ -20,6 +20,8 @@ use std::sync::Arc;
 #[derive(Debug, Default, Clone, PartialEq)]
 struct Seen {
     text: String,
+    /// Of each token, where they were asked for.
+    logprobs: Vec<f32>,
     tokens: u32,
     end: Option<Event>,
 }
@@ -76,10 +78,11 @@ impl<C: Computes> Stage<C> {
             let seen = seen.get_mut(&tag).expect("a known tag");
             assert!(seen.end.is_none(), "something was said after the last event");
             match event {
-                Event::Token { index, text, .. } => {
+                Event::Token { index, text, logprobs } => {
                     assert_eq!(index, seen.tokens);
                     seen.tokens += 1;
                     seen.text += &text;
+                    seen.logprobs.extend(logprobs.map(|logprobs| logprobs.taken.logprob));
                 }
                 end => seen.end = Some(end),
             }
