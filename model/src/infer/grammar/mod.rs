@@ -2,21 +2,17 @@
 //! whatever the model would rather say. Schemas come from strangers: reading one and every step with it are bounded in
 //! time and memory, and no error quotes it. Refuses to know models and probabilities.
 
+mod schema;
+
 use crate::tokenizer::Tokenizer;
-use empathd_proto::generate::{Grammar, MAX_GRAMMAR_BYTES};
+use empathd_proto::generate::Grammar;
 use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{ParserFactory, panic_utils};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-/// Deepest nesting of a schema.
-const MAX_DEPTH: usize = 48;
-/// Most values of a schema, all levels together.
-const MAX_VALUES: usize = 8192;
-/// Largest count in a schema (of items, properties or characters); each is spelled out while it is read.
-const MAX_COUNT: u64 = 4096;
 /// Stack of the thread that reads a schema: references are followed by recursion.
 const STACK_BYTES: usize = 64 * 1024 * 1024;
 /// Longest token that may be part of a constrained answer; the trie of tokens is walked by recursion.
@@ -26,7 +22,7 @@ const WHITE_SPACE: &str = r"[ \t\n]{1,32}";
 /// What one answer's grammar may cost. Lexer states are 1 to 2 KiB each; fuel is spent at about 50 a microsecond at first
 /// and 14 in a step; 20 items are made in a microsecond (figures of the library).
 const LIMITS: ParserLimits = ParserLimits {
-    max_items_in_row: 1000,
+    max_items_in_row: 4000,
     initial_lexer_fuel: 1_000_000,
     step_lexer_fuel: 100_000,
     step_max_items: 50_000,
@@ -35,6 +31,9 @@ const LIMITS: ParserLimits = ParserLimits {
     precompute_large_lexemes: false,
     verbose_errors: false,
 };
+
+/// What the library says of a token that may not follow; all else that it says ends in a bound.
+const NOT_ALLOWED: &str = "doesn't satisfy the grammar";
 
 /// Why an answer cannot be made to look as it should. The words quote nothing of a schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -109,7 +108,7 @@ impl GrammarFactory {
     pub fn matcher(&self, grammar: &Grammar) -> Result<Matcher, GrammarError> {
         let mut schema = match grammar {
             Grammar::JsonObject => json!({ "type": "object" }),
-            Grammar::JsonSchema(text) => read(text)?,
+            Grammar::JsonSchema(text) => schema::read(text)?,
         };
         if let Some(members) = schema.as_object_mut() {
             members.insert("x-guidance".to_owned(), json!({ "whitespace_pattern": WHITE_SPACE }));
@@ -130,48 +129,15 @@ impl GrammarFactory {
     }
 }
 
-/// A schema within its bounds.
-fn read(text: &str) -> Result<Value, GrammarError> {
-    if text.len() > MAX_GRAMMAR_BYTES {
-        return Err(GrammarError::TooLarge { what: "bytes", limit: MAX_GRAMMAR_BYTES as u64 });
-    }
-    let schema: Value = serde_json::from_str(text).map_err(|_| GrammarError::Unreadable)?;
-    if !schema.is_object() {
-        return Err(GrammarError::Unreadable);
-    }
-    let mut values = 0;
-    measure(&schema, MAX_DEPTH, &mut values)?;
-    Ok(schema)
-}
-
-fn measure(value: &Value, depth_left: usize, values: &mut usize) -> Result<(), GrammarError> {
-    *values += 1;
-    if *values > MAX_VALUES {
-        return Err(GrammarError::TooLarge { what: "values", limit: MAX_VALUES as u64 });
-    }
-    let Some(depth_left) = depth_left.checked_sub(1) else {
-        return Err(GrammarError::TooLarge { what: "nesting", limit: MAX_DEPTH as u64 });
-    };
-    match value {
-        Value::Array(items) => items.iter().try_for_each(|item| measure(item, depth_left, values)),
-        Value::Object(members) => members.iter().try_for_each(|(name, member)| {
-            let counts = ["minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"];
-            if counts.contains(&name.as_str()) && member.as_u64().is_some_and(|count| count > MAX_COUNT) {
-                return Err(GrammarError::TooLarge { what: "a count of items or characters", limit: MAX_COUNT });
-            }
-            measure(member, depth_left, values)
-        }),
-        _ => Ok(()),
-    }
-}
-
 /// What the library's words mean. They quote the schema and are not passed on.
 fn refusal(words: &str) -> GrammarError {
-    const MEANINGS: [(&str, GrammarError); 6] = [
+    const MEANINGS: [(&str, GrammarError); 8] = [
         ("Unsatisfiable", GrammarError::Unsatisfiable),
         ("too large", GrammarError::TooCostly),
         ("too complex", GrammarError::TooCostly),
         ("limit", GrammarError::TooCostly),
+        ("fuel", GrammarError::TooCostly),
+        ("determine if", GrammarError::TooCostly),
         ("Unimplemented keys", GrammarError::Unusable("it has a keyword that cannot be held to")),
         ("oneOf constraints", GrammarError::Unusable("its oneOf has alternatives that overlap; use anyOf")),
     ];
@@ -213,9 +179,13 @@ impl Matcher {
     /// The answer has one more token.
     ///
     /// # Errors
-    /// [`GrammarError::Token`] for a token that may not follow.
+    /// [`GrammarError::Token`] for a token that may not follow, [`GrammarError::TooCostly`] when the bounds of a step are
+    /// exceeded.
     pub(super) fn took(&mut self, id: u32) -> Result<(), GrammarError> {
-        self.inner.consume_token(id).map_err(|_| GrammarError::Token)
+        self.inner.consume_token(id).map_err(|error| match error.to_string().contains(NOT_ALLOWED) {
+            true => GrammarError::Token,
+            false => GrammarError::TooCostly,
+        })
     }
 
     /// Whether the value is whole and nothing may follow it.
@@ -223,3 +193,6 @@ impl Matcher {
         self.inner.is_stopped() && !self.inner.is_error()
     }
 }
+
+#[cfg(test)]
+mod tests;
