@@ -5,6 +5,7 @@ use super::stage::Stage;
 use empathd_tests::harness::ehr::{Answered, Line};
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -75,9 +76,10 @@ impl Told {
     }
 }
 
-/// One caller on a connection that it keeps, for as long as `more` says.
-pub(super) async fn line(stage: Rc<Stage>, more: impl Fn(&Told) -> bool) -> anyhow::Result<Told> {
+/// One caller on a connection that it keeps, for as long as `more` says. It asks when all who share `start` are connected.
+pub(super) async fn line(stage: Rc<Stage>, start: Rc<Barrier>, more: impl Fn(&Told) -> bool) -> anyhow::Result<Told> {
     let mut line = stage.caller.connect().await?;
+    start.wait().await;
     let mut told = Told::default();
     while more(&told) {
         let other = told.other;

@@ -8,12 +8,14 @@ mod table;
 
 use crate::measure::{Figures, rounded};
 use anyhow::{Context, ensure};
+use clap::ValueEnum;
 use empathd_tests::harness::ehr::Answered;
 use load::{Told, quantile_ms};
 use stage::Stage;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::Barrier;
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
@@ -35,6 +37,8 @@ const INSISTS_AFTER: Duration = Duration::from_millis(500);
 const FLAT_MIB: f64 = 16.0;
 /// Callers who leave.
 const LEAVERS: u64 = 100;
+/// Callers under whom the generation changes.
+const SWAPPED_UNDER: usize = 4;
 /// The promise that goodput counts: the first words within half a second, the whole answer within two.
 const PROMISE_MS: (f64, f64) = (500.0, 2_000.0);
 /// Arrivals a second, one after the other, and for how long each.
@@ -50,9 +54,26 @@ pub(crate) struct Options {
     /// Worker threads of the engine; its own choice when absent
     #[arg(long)]
     threads: Option<u16>,
-    /// Leave out the change of generation, which trains adapters first
-    #[arg(long)]
-    without_swaps: bool,
+    /// Measure these parts only; all when absent
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
+    only: Vec<Part>,
+}
+
+/// The parts of the claim, in the order in which they are measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// One caller
+    Alone,
+    /// Eight callers at once
+    Together,
+    /// More and more callers at random times
+    Goodput,
+    /// Ten times too many
+    Overload,
+    /// A hundred who leave
+    Leaving,
+    /// A change of generation each second, after adapters have been trained
+    Swaps,
 }
 
 pub(crate) fn measure(options: &Options) -> anyhow::Result<Figures> {
@@ -61,16 +82,19 @@ pub(crate) fn measure(options: &Options) -> anyhow::Result<Figures> {
     let (local, runtime) = (LocalSet::new(), tokio::runtime::Builder::new_current_thread().enable_all().build()?);
     let mut figures = Figures::new();
     figures.insert("prompt_tokens".into(), stage.prompt_tokens.into());
-    local.block_on(&runtime, async {
-        waiting(&stage, &mut figures, 1, ALONE, "").await?;
-        waiting(&stage, &mut figures, TOGETHER.0, TOGETHER.1, "_c8").await?;
-        goodput(&stage, &mut figures).await?;
-        overload(&stage, &mut figures).await?;
-        leaving(&stage, &mut figures).await
-    })?;
-    if !options.without_swaps {
-        let generations = stage.train()?;
-        local.block_on(&runtime, swaps(&stage, &mut figures, &generations))?;
+    let chosen = |part: &&Part| options.only.is_empty() || options.only.contains(part);
+    for part in Part::value_variants().iter().filter(chosen) {
+        let generations = if *part == Part::Swaps { stage.train()? } else { Vec::new() };
+        local.block_on(&runtime, async {
+            match part {
+                Part::Alone => waiting(&stage, &mut figures, 1, ALONE, "").await,
+                Part::Together => waiting(&stage, &mut figures, TOGETHER.0, TOGETHER.1, "_c8").await,
+                Part::Goodput => goodput(&stage, &mut figures).await,
+                Part::Overload => overload(&stage, &mut figures).await,
+                Part::Leaving => leaving(&stage, &mut figures).await,
+                Part::Swaps => swaps(&stage, &mut figures, &generations).await,
+            }
+        })?;
     }
     eprintln!("{}", table::render(&figures));
     Ok(figures)
@@ -85,7 +109,8 @@ async fn waiting(
     suffix: &str,
 ) -> anyhow::Result<()> {
     eprintln!("callers at once: {callers}, each with {each} questions");
-    let ask = |_| load::line(stage.clone(), move |told: &Told| told.asked < each);
+    let start = Rc::new(Barrier::new(callers as usize));
+    let ask = |_| load::line(stage.clone(), start.clone(), move |told: &Told| told.asked < each);
     let told = load::together((0..callers).map(ask)).await?;
     ensure!(told.refused_ms.is_empty() && told.other == 0, "{} were refused, {} failed", told.refused(), told.other);
     for (name, values, share) in [
@@ -122,26 +147,30 @@ async fn goodput(stage: &Rc<Stage>, figures: &mut Figures) -> anyhow::Result<()>
 /// Ten times as many callers as before, who do not wait as long as they are told to; and one in danger among them.
 async fn overload(stage: &Rc<Stage>, figures: &mut Figures) -> anyhow::Result<()> {
     eprintln!("callers at once: {TOO_MANY}, for {} s", TOO_LONG.as_secs());
-    let before = stage.rss_mib();
-    let end = Instant::now() + TOO_LONG;
-    let crowd = load::together((0..TOO_MANY).map(|_| load::line(stage.clone(), move |_| Instant::now() < end)));
+    let (end, start) = (Instant::now() + TOO_LONG, Rc::new(Barrier::new(TOO_MANY as usize)));
+    let insist = |_| load::line(stage.clone(), start.clone(), move |_| Instant::now() < end);
+    let crowd = load::together((0..TOO_MANY).map(insist));
     let watching = async {
-        let (mut most, mut unanswered, mut line) = (before, 0_u32, stage.caller.connect().await?);
+        let (mut memory, mut unanswered, mut line) = (Vec::new(), 0_u32, stage.caller.connect().await?);
         while Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let answered = line.stream(&stage.crisis(), &mut |_| ()).await;
             unanswered += u32::from(!matches!(answered, Ok(Answered::Whole(_))));
-            most = most.max(stage.rss_mib());
+            memory.push(stage.rss_mib());
         }
-        anyhow::Ok((most, unanswered))
+        anyhow::Ok((memory, unanswered))
     };
     let (told, watched) = tokio::join!(crowd, watching);
-    let (told, (most, unanswered)) = (told?, watched?);
+    let (told, (memory, unanswered)) = (told?, watched?);
+    // By then everything that has a bound has been taken once.
+    let (settling, settled) = memory.split_at(memory.len() / 2);
+    let most = |memory: &[f64]| memory.iter().copied().fold(0.0, f64::max);
+    figures.insert("overload_rss_mib".into(), rounded(most(&memory)));
+    figures.insert("overload_rss_growth_mib".into(), rounded(most(settled) - most(settling)));
     figures.insert("overload_answers".into(), told.total_ms.len().into());
     figures.insert("overload_rejected".into(), told.refused().into());
     figures.insert("reject_ms_p50".into(), rounded(quantile_ms(&told.refused_ms, 0.5)));
     figures.insert("reject_ms_p99".into(), rounded(quantile_ms(&told.refused_ms, 0.99)));
-    figures.insert("overload_rss_growth_mib".into(), rounded(most - before));
     figures.insert("overload_errors_other".into(), told.other.into());
     figures.insert("overload_crisis_unanswered".into(), unanswered.into());
     Ok(())
@@ -170,7 +199,9 @@ async fn leaving(stage: &Rc<Stage>, figures: &mut Figures) -> anyhow::Result<()>
 async fn swaps(stage: &Rc<Stage>, figures: &mut Figures, generations: &[String]) -> anyhow::Result<()> {
     eprintln!("changes of generation under load: {}", 2 * generations.len());
     let end = Instant::now() + Duration::from_secs(2 * generations.len() as u64 + 1);
-    let crowd = load::together((0..4).map(|_| load::line(stage.clone(), move |_| Instant::now() < end)));
+    let start = Rc::new(Barrier::new(SWAPPED_UNDER));
+    let ask = |_| load::line(stage.clone(), start.clone(), move |_| Instant::now() < end);
+    let crowd = load::together((0..SWAPPED_UNDER).map(ask));
     let changing = async {
         let promote = generations.iter().map(|id| vec!["adapter", "promote", id.as_str()]);
         for words in promote.chain(generations.iter().map(|_| vec!["adapter", "rollback"])) {

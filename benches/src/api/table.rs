@@ -13,7 +13,7 @@ enum Goal {
 
 use Goal::{AtMost, Below, None as Open};
 
-const ROWS: [(&str, &str, Goal, &str); 20] = [
+const ROWS: [(&str, &str, Goal, &str); 21] = [
     ("ttft_ms_p50", "ms", Open, "one caller, until the first words"),
     ("ttft_ms_p95", "ms", Below(300.0), ""),
     ("total_ms_p50", "ms", Open, "one caller, until the end"),
@@ -27,7 +27,8 @@ const ROWS: [(&str, &str, Goal, &str); 20] = [
     ("reject_ms_p99", "ms", Below(20.0), ""),
     ("overload_answers", "", Open, "answers meanwhile"),
     ("overload_rejected", "", Open, "refusals meanwhile"),
-    ("overload_rss_growth_mib", "MiB", AtMost(super::FLAT_MIB), "more memory meanwhile"),
+    ("overload_rss_mib", "MiB", Open, "memory of both programs meanwhile, at most"),
+    ("overload_rss_growth_mib", "MiB", AtMost(super::FLAT_MIB), "more of it in the second half of the time"),
     ("overload_errors_other", "", AtMost(0.0), "neither answer nor refusal"),
     ("overload_crisis_unanswered", "", AtMost(0.0), "people in danger left without an answer"),
     ("cancel_to_free_steps", "steps", AtMost(1.0), "after the caller had left, at most"),
