@@ -6,7 +6,7 @@ use super::*;
 use crate::backbone::tests::random_mixture;
 use crate::infer::Model;
 use crate::infer::compute::Compute;
-use candle_core::Device;
+use crate::ops::check::device;
 use empathd_proto::engine::ComputePath;
 use sha2::{Digest, Sha256};
 use std::time::Duration;
@@ -30,7 +30,7 @@ impl House {
         tiny::write_gguf(&file, 1).expect("written");
         let sha256 = Sha256::digest(std::fs::read(&file).expect("read")).into();
         let spec = ServingSpec { path, kv_mib, ..ServingSpec::default() };
-        let model = Model::open(&file, sha256, &Device::Cpu, &spec, 2).expect("opened");
+        let model = Model::open(&file, sha256, device(), &spec, 2).expect("opened");
         let generation = |number: u64| {
             let serving = model.adapter(random_mixture(&tiny::config(), number)).expect("fits");
             Some(AdapterGeneration { number, serving: Arc::new(serving) })
