@@ -18,6 +18,8 @@ pub(super) struct Told {
     pub(super) first_ms: Vec<f64>,
     /// Until its end.
     pub(super) total_ms: Vec<f64>,
+    /// The part of the time until the first words in which the engine neither had it waiting nor read it.
+    pub(super) beside_ms: Vec<f64>,
     /// Until each refusal that says when to come back.
     pub(super) refused_ms: Vec<f64>,
     /// Whatever else came.
@@ -42,6 +44,7 @@ impl Told {
             sum.asked += one.asked;
             sum.first_ms.extend(one.first_ms);
             sum.total_ms.extend(one.total_ms);
+            sum.beside_ms.extend(one.beside_ms);
             sum.refused_ms.extend(one.refused_ms);
             sum.other += one.other;
             sum.tokens += one.tokens;
@@ -58,6 +61,8 @@ impl Told {
             Ok(Answered::Whole(answer)) => {
                 self.first_ms.push(answer.ttft_ms);
                 self.total_ms.push(answer.total_ms);
+                let times = answer.notes.map(|notes| notes.times_ms).unwrap_or_default();
+                self.beside_ms.push(answer.ttft_ms - times.queued - times.prefill);
                 self.tokens += answer.usage.map_or(0, |usage| u64::from(usage.completion_tokens));
             }
             Ok(Answered::Refused(reply)) if reply.header("retry-after").is_some() => {

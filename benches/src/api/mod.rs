@@ -118,6 +118,8 @@ async fn waiting(
         ("ttft_ms_p95", &told.first_ms, 0.95),
         ("total_ms_p50", &told.total_ms, 0.5),
         ("total_ms_p95", &told.total_ms, 0.95),
+        ("beside_engine_ms_p50", &told.beside_ms, 0.5),
+        ("beside_engine_ms_p95", &told.beside_ms, 0.95),
     ] {
         figures.insert(format!("{name}{suffix}"), rounded(quantile_ms(values, share)));
     }
