@@ -132,6 +132,21 @@ impl RowOrder {
     }
 }
 
+/// The kernels' name of candle's.
+fn weight_format(dtype: GgmlDType) -> Result<WeightFormat, GgufError> {
+    Ok(match dtype {
+        GgmlDType::F32 => WeightFormat::F32,
+        GgmlDType::F16 => WeightFormat::F16,
+        GgmlDType::BF16 => WeightFormat::Bf16,
+        GgmlDType::Q4_0 => WeightFormat::Q4_0,
+        GgmlDType::Q4_1 => WeightFormat::Q4_1,
+        GgmlDType::Q8_0 => WeightFormat::Q8_0,
+        GgmlDType::Q4K => WeightFormat::Q4K,
+        GgmlDType::Q6K => WeightFormat::Q6K,
+        other => return Err(GgufError::Unpack(candle_core::Error::Msg(format!("{other:?} has no layout")))),
+    })
+}
+
 /// An open model file whose header was read and checked.
 #[derive(Debug)]
 pub struct GgufFile {
@@ -258,18 +273,20 @@ impl GgufFile {
     /// # Errors
     /// [`GgufError`] when it is missing, of another shape, or cannot be read.
     pub fn tensor(&self, hf_name: &str, shape: &[usize]) -> Result<Tensor, GgufError> {
-        let Place { name, rope } = names::place(hf_name).ok_or_else(|| GgufError::NoTensor(shown(hf_name)))?;
-        let extent = self.extent(&name)?;
-        if extent.dims != shape {
-            return Err(GgufError::TensorShape { name, found: extent.dims.clone(), expected: shape.to_vec() });
-        }
+        let (extent, heads) = self.place(hf_name, shape)?;
         let tensor = self.unpack(extent)?;
-        let heads = match rope {
-            RopeRows::No => return Ok(tensor),
-            RopeRows::Query => self.config()?.heads,
-            RopeRows::Key => self.config()?.kv_heads,
-        };
-        Ok(names::halves_from_pairs(&tensor, heads)?)
+        match heads {
+            None => Ok(tensor),
+            Some(heads) => Ok(names::halves_from_pairs(&tensor, heads)?),
+        }
+    }
+
+    /// How the tensor of this Hugging Face name is packed.
+    ///
+    /// # Errors
+    /// As [`GgufFile::tensor`].
+    pub fn format(&self, hf_name: &str, shape: &[usize]) -> Result<WeightFormat, GgufError> {
+        self.place(hf_name, shape).and_then(|(extent, _)| weight_format(extent.dtype))
     }
 
     /// The bytes of the tensor of this Hugging Face name as they lie in the file, into `bytes`; how they are packed, and
@@ -283,6 +300,15 @@ impl GgufFile {
         shape: &[usize],
         bytes: &mut Vec<u8>,
     ) -> Result<(WeightFormat, RowOrder), GgufError> {
+        let (extent, heads) = self.place(hf_name, shape)?;
+        let format = weight_format(extent.dtype)?;
+        bytes.resize(usize::try_from(extent.bytes).map_err(|_| GgufError::Truncated)?, 0);
+        self.file.read_exact_at(bytes, extent.offset).map_err(GgufError::read)?;
+        Ok((format, RowOrder { half: heads.map(|heads| shape[0] / heads / 2) }))
+    }
+
+    /// Where a tensor of this shape lies, and how many heads its rows are when pairs of a rotation lie side by side.
+    fn place(&self, hf_name: &str, shape: &[usize]) -> Result<(&Extent, Option<usize>), GgufError> {
         let Place { name, rope } = names::place(hf_name).ok_or_else(|| GgufError::NoTensor(shown(hf_name)))?;
         let extent = self.extent(&name)?;
         if extent.dims != shape {
@@ -293,20 +319,7 @@ impl GgufFile {
             RopeRows::Query => Some(self.config()?.heads),
             RopeRows::Key => Some(self.config()?.kv_heads),
         };
-        let format = match extent.dtype {
-            GgmlDType::F32 => WeightFormat::F32,
-            GgmlDType::F16 => WeightFormat::F16,
-            GgmlDType::BF16 => WeightFormat::Bf16,
-            GgmlDType::Q4_0 => WeightFormat::Q4_0,
-            GgmlDType::Q4_1 => WeightFormat::Q4_1,
-            GgmlDType::Q8_0 => WeightFormat::Q8_0,
-            GgmlDType::Q4K => WeightFormat::Q4K,
-            GgmlDType::Q6K => WeightFormat::Q6K,
-            other => return Err(GgufError::Unpack(candle_core::Error::Msg(format!("{other:?} has no layout")))),
-        };
-        bytes.resize(usize::try_from(extent.bytes).map_err(|_| GgufError::Truncated)?, 0);
-        self.file.read_exact_at(bytes, extent.offset).map_err(GgufError::read)?;
-        Ok((format, RowOrder { half: heads.map(|heads| shape[0] / heads / 2) }))
+        Ok((extent, heads))
     }
 
     fn unpack(&self, extent: &Extent) -> Result<Tensor, GgufError> {

@@ -71,6 +71,18 @@ pub(super) trait Lanes: Copy {
     }
 }
 
+/// Asks for the cache line at an address that will be read soon; any address will do.
+#[inline(always)]
+pub(super) fn fetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: asking for an address does not read it, and every such processor has the instruction.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Adding it leaves the nearest integer in the low mantissa bits.
 pub(super) const ROUND: f32 = 12_582_912.0;
 

@@ -21,7 +21,7 @@ use super::lines::{Arena, Lines};
 use half::{bf16, f16};
 
 /// Outputs of one tile.
-pub(super) const TILE: usize = 16;
+pub const TILE: usize = 16;
 
 /// How the weights of a packed matrix are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,9 +190,18 @@ impl PackedMatrix {
     /// A side is 0 or absurd, or `values` has another length.
     #[must_use]
     pub fn from_f32(kind: PackKind, rows: usize, cols: usize, values: &[f32]) -> Self {
+        Self::from_f32_in(None, kind, rows, cols, values)
+    }
+
+    /// [`PackedMatrix::from_f32`] into an arena.
+    ///
+    /// # Panics
+    /// As there.
+    #[must_use]
+    pub fn from_f32_in(arena: Option<&mut Arena>, kind: PackKind, rows: usize, cols: usize, values: &[f32]) -> Self {
         assert!(rows > 0 && cols > 0 && rows <= SIDE_MAX && cols <= SIDE_MAX, "a matrix without a shape");
         assert_eq!(values.len(), rows * cols, "as many numbers as the shape says");
-        let mut matrix = Self::empty(None, kind, rows, cols);
+        let mut matrix = Self::empty(arena, kind, rows, cols);
         for (row, values) in values.chunks_exact(cols).enumerate() {
             if kind.is_quantised() {
                 for (index, chunk) in values.chunks(BLOCK).enumerate() {
@@ -276,6 +285,21 @@ impl PackedMatrix {
                 }
             }
         }
+    }
+
+    /// Whether every weight is a finite number: no scale, minimum or float is infinite or none.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        let blocks = self.cols.div_ceil(BLOCK);
+        let scales =
+            |bytes: &[u8], len: usize| (0..blocks).all(|index| is_half_finite(&bytes[self.block_at(index).0..][..len]));
+        (0..self.row_tiles()).map(|tile| self.tile(tile)).all(|bytes| match self.kind {
+            PackKind::Q4 | PackKind::Q6 => scales(bytes, 64),
+            PackKind::Q8 => scales(bytes, 32),
+            PackKind::F16 => is_half_finite(bytes),
+            PackKind::Bf16 => bytes.as_chunks::<2>().0.iter().all(|half| bf16::from_le_bytes(*half).is_finite()),
+            PackKind::F32 => bytes.as_chunks::<4>().0.iter().all(|float| f32::from_le_bytes(*float).is_finite()),
+        })
     }
 
     fn put_row(&mut self, row: usize, format: WeightFormat, bytes: &[u8]) {
@@ -382,6 +406,11 @@ impl PackedMatrix {
             _ => WeightBlock { q, scale: [first; 2], min: f16::ZERO },
         }
     }
+}
+
+/// Whether all of these IEEE halves are finite.
+fn is_half_finite(bytes: &[u8]) -> bool {
+    bytes.as_chunks::<2>().0.iter().all(|half| f16::from_le_bytes(*half).is_finite())
 }
 
 /// The nearest block that `kind` can hold.

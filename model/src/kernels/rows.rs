@@ -3,10 +3,11 @@
 
 use super::activation::Activations;
 use super::lanes::{LANES, Lanes, exp, with_lanes};
-use super::packed::PackedMatrix;
+use super::packed::{PackedMatrix, TILE};
 use super::pool::{Pointer, Pool};
 use super::product::{Instructions, OutRows, product};
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Rows of one task.
 const TASK_ROWS: usize = 8;
@@ -200,8 +201,9 @@ fn each_row(pool: &mut Pool, rows: usize, work: &(dyn Fn(usize) + Sync)) {
     pool.run(rows.div_ceil(size), &|task, _| (task * size..rows.min((task + 1) * size)).for_each(work));
 }
 
-/// What is done with tiles of an output after they were computed, by the thread that did it.
-pub type After<'a> = dyn Fn(Range<usize>, &mut OutRows<'_>) + Sync + 'a;
+/// What is done with tiles of an output after they were computed, by the thread that did it. It is given the finished
+/// numbers of [`Middle`].
+pub type After<'a> = dyn Fn(&[f32], Range<usize>, &mut OutRows<'_>) + Sync + 'a;
 
 /// One product of several that read the same input.
 pub struct Product<'a> {
@@ -215,50 +217,139 @@ pub struct Product<'a> {
     pub after: Option<&'a After<'a>>,
 }
 
-/// Products whose outputs several threads write, each its own tiles.
-struct Shared<'a, 'b>(&'a [Product<'b>]);
+/// The narrow middle of low-rank adapters, `h = A·x` times what each row gives to a part. Computed tile by tile in the fork of the
+/// products whose outputs it is added to, before the first of them.
+pub struct Middle<'a> {
+    /// Its numbers, stack after stack.
+    pub h: &'a mut [f32],
+    /// The tiles that some row needs: which stack, and which tile of it.
+    pub tiles: &'a [(usize, usize)],
+    /// A stack by its number.
+    pub stack: &'a (dyn Fn(usize) -> Stack<'a> + Sync),
+}
 
-// SAFETY: outputs are reached through `alias` alone, by tasks whose tiles are disjoint.
+/// The A sides that read one input, for neighbouring rows of it.
+pub struct Stack<'a> {
+    /// `[linear maps · width, in]`.
+    pub weights: &'a PackedMatrix,
+    /// Rows of the input.
+    pub rows: Range<usize>,
+    /// Where its numbers `[rows, linear maps · width]` begin.
+    pub at: usize,
+    /// What the columns of each part are multiplied by, `[rows, parts]`.
+    pub factors: &'a [f32],
+    /// Columns of one linear map.
+    pub width: usize,
+    /// Columns of its first part, and of each further one.
+    pub ranks: (usize, usize),
+}
+
+/// Products whose outputs several threads write, each its own tiles.
+struct Shared<'a, 'b> {
+    all: &'a [Product<'b>],
+    /// The numbers of the middle.
+    h: (Pointer<f32>, usize),
+    /// How many of its tiles are wanted, and how many are done.
+    wanted: usize,
+    done: AtomicUsize,
+}
+
+// SAFETY: outputs are reached through `alias` alone, by tasks whose tiles are disjoint; the middle is written by tasks with
+// tiles of their own and read when all of those are done.
 unsafe impl Sync for Shared<'_, '_> {}
 
-impl<'b> Shared<'_, 'b> {
-    fn get(&self, at: usize) -> &Product<'b> {
-        &self.0[at]
+/// Looks before whoever waits for the middle lets others run.
+const PATIENCE: u32 = 2_000;
+
+impl Shared<'_, '_> {
+    /// Computes one tile of the middle.
+    fn narrow(&self, instructions: Instructions, x: &Activations, stack: &Stack<'_>, tile: usize) {
+        let _done = Done(&self.done);
+        let (stride, rows, parts) = (stack.weights.rows(), stack.rows.len(), stack.factors.len() / stack.rows.len());
+        assert!(stack.at + rows * stride <= self.h.1, "room for the stack");
+        // SAFETY: as asserted within the borrowed numbers; each tile of a stack is one task's.
+        let mut out = unsafe { OutRows::raw(self.h.0.at(stack.at), rows * stride, stride) };
+        product(instructions, x, stack.rows.clone(), stack.weights, tile..tile + 1, &mut out, false);
+        let from = tile * TILE;
+        let count = TILE.min(stride - from);
+        let part = |column: usize| match (column % stack.width).checked_sub(stack.ranks.0) {
+            None => 0,
+            Some(behind) => 1 + behind / stack.ranks.1,
+        };
+        let of: [usize; TILE] = std::array::from_fn(|i| part(from + i.min(count - 1)));
+        for (row, factors) in stack.factors.chunks_exact(parts).enumerate() {
+            for (h, part) in out.part(row, from, count).iter_mut().zip(of) {
+                *h *= factors[part];
+            }
+        }
+    }
+
+    /// The finished middle.
+    fn middle(&self) -> &[f32] {
+        let mut looks = 0u32;
+        while self.done.load(Ordering::Acquire) < self.wanted {
+            looks = looks.saturating_add(1);
+            if looks > PATIENCE { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+        // SAFETY: all who write have done so, and the numbers are borrowed as long as the products.
+        unsafe { std::slice::from_raw_parts(self.h.0.at(0), self.h.1) }
+    }
+
+    /// Some tiles of an output, and what is added to them.
+    fn wide(&self, instructions: Instructions, x: &Activations, rows: Range<usize>, task: usize, size: usize) {
+        let (mut at, mut part) = (0, task);
+        loop {
+            let parts = self.all[at].weights.row_tiles().div_ceil(size);
+            if part < parts {
+                break;
+            }
+            (at, part) = (at + 1, part - parts);
+        }
+        let one = &self.all[at];
+        let tiles = part * size..one.weights.row_tiles().min((part + 1) * size);
+        // SAFETY: tasks have tiles of their own.
+        let mut out = unsafe { one.out.alias() };
+        product(instructions, x, rows, one.weights, tiles.clone(), &mut out, one.accumulate);
+        if let Some(after) = one.after {
+            after(self.middle(), tiles, &mut out);
+        }
+    }
+}
+
+/// Counts a tile of the middle as done, also when it panicked: others wait for it, and the pool passes the panic on.
+struct Done<'a>(&'a AtomicUsize);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Release);
     }
 }
 
 /// Computes products of the same rows of an input, their tiles spread over threads.
 ///
 /// # Panics
-/// As [`product`].
+/// As [`product`], or there is no room for the middle.
 pub fn products(
     pool: &mut Pool,
     instructions: Instructions,
     x: &Activations,
     rows: Range<usize>,
+    middle: Option<Middle<'_>>,
     all: &mut [Product<'_>],
 ) {
     let tiles: usize = all.iter().map(|one| one.weights.row_tiles()).sum();
     let size = tiles.div_ceil(PARTS * pool.threads()).max(1);
     let tasks: usize = all.iter().map(|one| one.weights.row_tiles().div_ceil(size)).sum();
-    let shared = Shared(all);
-    pool.run(tasks, &|task, _| {
-        let (mut at, mut part) = (0, task);
-        loop {
-            let parts = shared.get(at).weights.row_tiles().div_ceil(size);
-            if part < parts {
-                break;
-            }
-            (at, part) = (at + 1, part - parts);
-        }
-        let one = shared.get(at);
-        let tiles = part * size..one.weights.row_tiles().min((part + 1) * size);
-        // SAFETY: tasks have tiles of their own.
-        let mut out = unsafe { one.out.alias() };
-        product(instructions, x, rows.clone(), one.weights, tiles.clone(), &mut out, one.accumulate);
-        if let Some(after) = one.after {
-            after(tiles, &mut out);
-        }
+    let (h, tiles, stack) = match middle {
+        Some(Middle { h, tiles, stack }) => (h, tiles, Some(stack)),
+        None => (&mut [][..], &[][..], None),
+    };
+    let h = (Pointer(h.as_mut_ptr()), h.len());
+    let shared = &Shared { all, h, wanted: tiles.len(), done: AtomicUsize::new(0) };
+    // Whoever waits for the middle waits for tasks that others have begun: tasks are taken in order.
+    pool.run(tiles.len() + tasks, &|task, _| match (tiles.get(task), stack) {
+        (Some((number, tile)), Some(stack)) => shared.narrow(instructions, x, &stack(*number), *tile),
+        _ => shared.wide(instructions, x, rows.clone(), task - tiles.len(), size),
     });
 }
 
@@ -315,7 +406,7 @@ mod tests {
             let mut input = Activations::new(rows, width, Keep::Quantised);
             input.fill(instructions, &x, rows, width);
             let (mut first, mut second) = (vec![0f32; rows * 100], vec![1f32; rows * 40]);
-            let after = |tiles: Range<usize>, out: &mut OutRows<'_>| {
+            let after = |_: &[f32], tiles: Range<usize>, out: &mut OutRows<'_>| {
                 product(instructions, &input, 4..5, &weights[1], tiles, &mut out.from_row(4), true);
             };
             let mut all = [
@@ -327,7 +418,7 @@ mod tests {
                     after: Some(&after),
                 },
             ];
-            products(&mut Pool::new(threads), instructions, &input, 0..rows, &mut all);
+            products(&mut Pool::new(threads), instructions, &input, 0..rows, None, &mut all);
             (first, second)
         };
         let (alone, spread) = (run(1), run(3));

@@ -1,6 +1,7 @@
 //! Slots and static buffers over packed weights: everything that a pass needs is there before the first token. Refuses to
 //! know the way through a layer.
 
+use super::mixture::Site;
 use super::pass::Pass;
 use super::weights::PackedWeights;
 use crate::adapter::Linear;
@@ -54,14 +55,12 @@ pub(super) struct Adapted {
     pub(super) groups: Vec<Group>,
     /// The narrow middle of the site at hand, group after group.
     pub(super) h: Vec<f32>,
-    /// The shared columns, one run a row.
-    pub(super) shared: Vec<Run>,
-    /// Shared columns and those of the chosen experts, group after group.
-    pub(super) routed: Vec<Run>,
-    /// What the numbers of each run are multiplied by.
-    pub(super) gates: Vec<f32>,
-    /// Tiles of a stack that some row needs.
-    pub(super) tiles: Vec<usize>,
+    /// The columns that each row takes of each part, all or none: `[parts, rows]`, group after group.
+    pub(super) uses: Vec<Run>,
+    /// What the columns of a part are multiplied by, `[rows, parts]`, group after group.
+    pub(super) factors: Vec<f32>,
+    /// Tiles of the stacks of the site at hand that some row needs: group and tile.
+    pub(super) tiles: Vec<(usize, usize)>,
 }
 
 /// Neighbouring rows with the same generation.
@@ -72,10 +71,25 @@ pub(super) struct Group {
     pub(super) spans: usize,
     pub(super) first_row: usize,
     pub(super) rows: usize,
-    /// Where its runs begin in `routed`.
-    pub(super) routed_at: usize,
+    /// Where it begins in `uses` and in `factors`.
+    pub(super) parts_at: usize,
     /// Where its rows begin in `h`.
     pub(super) h_at: usize,
+    /// Experts that some row chose in the layer at hand, a bit each.
+    pub(super) chosen: u64,
+}
+
+impl Group {
+    /// The parts that some of its rows take at a site, in ascending order: the shared one, then experts.
+    pub(super) fn parts(&self, site: Site) -> impl Iterator<Item = usize> + use<> {
+        let mut left = if site.is_routed() { self.chosen } else { 0 };
+        let experts = std::iter::from_fn(move || {
+            let next = (left != 0).then_some(left.trailing_zeros() as usize)?;
+            left &= left - 1;
+            Some(1 + next)
+        });
+        std::iter::once(0).chain(experts)
+    }
 }
 
 impl Buffers {

@@ -5,20 +5,18 @@
 //! Adapters add their low-rank parts to a tile of an output on the thread that has just computed it.
 
 use super::executor::{Adapted, Executor, Group};
-use super::mixture::{PackedMixture, Site};
+use super::mixture::{AdapterSite, PackedMixture, Site};
 use crate::adapter::{ExpertLoad, Linear, MAX_EXPERTS};
 use crate::infer::compute::{ComputeError, Loads, Span};
 use crate::kernels::{
-    Activations, After, Instructions, LowRank, OutRows, PackedMatrix, Pool, Product, Run, dots, fill_rows, norm_rows,
-    product, product_columns, products, softmax, swiglu_rows,
+    Activations, After, Instructions, LowRank, Middle, OutRows, PackedMatrix, Pool, Product, Run, Stack, TILE, dots,
+    fill_rows, norm_rows, product_columns, products, softmax, swiglu_rows,
 };
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Rows of a group up to which only the tiles of a stack are computed that some row needs.
 const SPARSE_ROWS: usize = 4;
-/// Bytes of needed tiles from which on two threads are faster than one.
-const FORK_BYTES: usize = 24 * 1024;
 
 /// One pass under way.
 pub(super) struct Pass<'a> {
@@ -35,10 +33,9 @@ fn packed<'a>(spans: &'a [Span<'_>], at: usize) -> Option<&'a PackedMixture> {
 impl<'a> Pass<'a> {
     /// Finds the groups of rows with one generation.
     pub(super) fn new(executor: &'a mut Executor, spans: &'a [Span<'a>], rows: usize) -> Result<Self, ComputeError> {
-        let Adapted { groups, h, shared, routed, gates, .. } = &mut executor.buffers.adapted;
+        let Adapted { groups, h, uses, factors, .. } = &mut executor.buffers.adapted;
         groups.clear();
-        shared.clear();
-        let (mut first_row, mut routed_at, mut h_at) = (0, 0, 0);
+        let (mut first_row, mut parts_at, mut h_at) = (0, 0, 0);
         for (at, span) in spans.iter().enumerate() {
             let count = span.ids.len();
             if let Some(adapter) = span.adapter {
@@ -51,18 +48,25 @@ impl<'a> Pass<'a> {
                 });
                 match joins {
                     Some(group) => (group.rows, group.spans) = (group.rows + count, group.spans + 1),
-                    None => groups.push(Group { span: at, spans: 1, first_row, rows: count, routed_at, h_at }),
+                    None => {
+                        groups.push(Group { span: at, spans: 1, first_row, rows: count, parts_at, h_at, chosen: 0 })
+                    }
                 }
-                routed_at += count * mixture.routed_runs();
+                parts_at += count * mixture.parts();
                 h_at += count * mixture.widest();
             }
-            let run = packed(spans, at).map_or(Run::default(), PackedMixture::shared_run);
-            shared.extend(std::iter::repeat_n(run, count));
             first_row += count;
         }
         h.resize(h.len().max(h_at), 0.0);
-        routed.resize(routed.len().max(routed_at), Run::default());
-        gates.resize(gates.len().max(routed_at), 0.0);
+        uses.resize(uses.len().max(parts_at), Run::default());
+        factors.resize(factors.len().max(parts_at), 0.0);
+        for group in groups {
+            let Some(mixture) = packed(spans, group.span) else { continue };
+            // Every row takes the shared part.
+            uses[group.parts_at..][..group.rows].fill(Run { first: 0, len: mixture.ranks().0 });
+            let factors = &mut factors[group.parts_at..][..group.rows * mixture.parts()];
+            factors.iter_mut().step_by(mixture.parts()).for_each(|factor| *factor = mixture.scale);
+        }
         Ok(Self { executor, spans, rows })
     }
 
@@ -90,7 +94,6 @@ impl<'a> Pass<'a> {
         let eps = config.rms_eps as f32;
         let x = &mut b.x[..rows * hidden];
         norm_rows(pool, instructions, x, (&this.attention_norm, eps), &mut b.seen[..rows * hidden], &mut b.input);
-        b.adapted.narrow(pool, instructions, spans, layer, Site::Attention, &b.input);
         let (q, k, v) = (&mut b.q[..rows * width], &mut b.k[..rows * kv], &mut b.v[..rows * kv]);
         b.adapted.products(
             (pool, instructions, spans, layer, Site::Attention),
@@ -105,7 +108,6 @@ impl<'a> Pass<'a> {
         let mixed = &mut b.mixed[..rows * width];
         attention.attend(pool, instructions, layer, stores, q, mixed);
         fill_rows(pool, instructions, mixed, width, &mut b.mixed_input);
-        b.adapted.narrow(pool, instructions, spans, layer, Site::Output, &b.mixed_input);
         b.adapted.products(
             (pool, instructions, spans, layer, Site::Output),
             (&b.mixed_input, rows),
@@ -121,7 +123,6 @@ impl<'a> Pass<'a> {
         let (x, seen) = (&mut b.x[..rows * hidden], &mut b.seen[..rows * hidden]);
         norm_rows(pool, instructions, x, (&this.ffn_norm, eps), seen, &mut b.input);
         b.adapted.route(instructions, spans, layer, (seen, hidden), loads);
-        b.adapted.narrow(pool, instructions, spans, layer, Site::Inner, &b.input);
         let (gate, up) = (&mut b.gate[..rows * ffn], &mut b.up[..rows * ffn]);
         b.adapted.products(
             (pool, instructions, spans, layer, Site::Inner),
@@ -132,7 +133,6 @@ impl<'a> Pass<'a> {
             ],
         );
         swiglu_rows(pool, instructions, (gate, up), ffn, &mut b.inner);
-        b.adapted.narrow(pool, instructions, spans, layer, Site::Down, &b.inner);
         b.adapted.products(
             (pool, instructions, spans, layer, Site::Down),
             (&b.inner, rows),
@@ -157,7 +157,7 @@ impl<'a> Pass<'a> {
             norm_rows(pool, instructions, last, (&weights.norm, config.rms_eps as f32), seen, &mut b.last_input);
             let out = OutRows::new(&mut b.logits[..rows * vocab], vocab);
             let mut all = [Product { weights: weights.head(), out, accumulate: false, after: None }];
-            products(pool, instructions, &b.last_input, 0..rows, &mut all);
+            products(pool, instructions, &b.last_input, 0..rows, None, &mut all);
         }
         rows
     }
@@ -176,182 +176,148 @@ impl Adapted {
         (seen, hidden): (&[f32], usize),
         loads: &mut Loads<'_>,
     ) {
-        for group in &self.groups {
-            let Some(mixture) = packed(spans, group.span) else { continue };
-            let (per_row, mut row) = (mixture.routed_runs(), 0);
+        for group in &mut self.groups {
+            let Some(mixture) = packed(spans, group.span).filter(|mixture| mixture.experts > 0) else { continue };
+            let (parts, rows, mut row) = (mixture.parts(), group.rows, 0);
+            let uses = &mut self.uses[group.parts_at..][..rows * parts];
+            let factors = &mut self.factors[group.parts_at..][..rows * parts];
+            group.chosen = 0;
             for (at, span) in spans[group.span..][..group.spans].iter().enumerate() {
                 let mut load = loads.get_mut(group.span + at);
                 for _ in span.ids {
-                    let from = group.routed_at + row * per_row;
-                    let (runs, gates) = (&mut self.routed[from..][..per_row], &mut self.gates[from..][..per_row]);
                     let x = &seen[(group.first_row + row) * hidden..][..hidden];
-                    choose(instructions, mixture, layer, x, runs, gates, load.as_deref_mut());
+                    let factors = &mut factors[row * parts + 1..][..parts - 1];
+                    let chosen = choose(instructions, mixture, layer, x, factors, load.as_deref_mut());
+                    for expert in 0..mixture.experts {
+                        let len = if chosen >> expert & 1 == 1 { mixture.ranks().1 } else { 0 };
+                        uses[(1 + expert) * rows + row] = Run { first: 0, len };
+                    }
+                    group.chosen |= chosen;
                     row += 1;
                 }
             }
         }
     }
 
-    /// The narrow middle of a site for the rows of every group, gated and scaled.
-    fn narrow(
-        &mut self,
-        pool: &mut Pool,
-        instructions: Instructions,
-        spans: &[Span<'_>],
-        layer: usize,
-        site: Site,
-        input: &Activations,
-    ) {
-        for at in 0..self.groups.len() {
-            let group = self.groups[at];
+    /// Finds the tiles of the stacks of a site that some row needs; all for a group of many rows.
+    fn find_tiles(&mut self, spans: &[Span<'_>], layer: usize, site: Site) {
+        self.tiles.clear();
+        for (number, group) in self.groups.iter().enumerate() {
             let Some(mixture) = packed(spans, group.span) else { continue };
-            let (a, stack) = (&mixture.site(layer, site).a, mixture.site(layer, site).stack);
-            self.needed_tiles(&group, mixture, site, stack, a);
-            let (width, rows) = (a.rows(), group.first_row..group.first_row + group.rows);
-            let h = &mut self.h[group.h_at..][..group.rows * width];
-            stack_product(pool, instructions, (input, rows), a, &self.tiles, OutRows::new(h, width));
-            let per_row = if site.is_routed() { mixture.routed_runs() } else { 1 };
-            for (row, h) in h.chunks_exact_mut(width).enumerate() {
-                for h in h.chunks_exact_mut(stack) {
-                    for i in 0..per_row {
-                        let from = group.routed_at + row * mixture.routed_runs() + i;
-                        let (run, gate) = if site.is_routed() {
-                            (self.routed[from], self.gates[from])
-                        } else {
-                            (self.shared[group.first_row + row], 1.0)
-                        };
-                        let factor = mixture.scale * gate;
-                        h[run.first..run.first + run.len].iter_mut().for_each(|h| *h *= factor);
+            let AdapterSite { a, b, width } = mixture.site(layer, site);
+            if group.rows > SPARSE_ROWS {
+                self.tiles.extend((0..a.row_tiles()).map(|tile| (number, tile)));
+                continue;
+            }
+            for linear in 0..b.len() {
+                for part in group.parts(site) {
+                    let columns = mixture.columns(part);
+                    let (from, to) = (linear * width + columns.start, linear * width + columns.end);
+                    for tile in from / TILE..to.div_ceil(TILE) {
+                        // Parts are in ascending order: what was found before is at the end.
+                        if self.tiles.last() != Some(&(number, tile)) {
+                            self.tiles.push((number, tile));
+                        }
                     }
                 }
             }
         }
     }
 
-    /// The tiles of a stack that some row of a small group needs; all for a large one.
-    fn needed_tiles(&mut self, group: &Group, mixture: &PackedMixture, site: Site, stack: usize, a: &PackedMatrix) {
-        self.tiles.clear();
-        let all = a.row_tiles();
-        if group.rows > SPARSE_ROWS || !site.is_routed() {
-            self.tiles.extend(0..all);
-            return;
-        }
-        let size = a.rows().div_ceil(all).max(16);
-        let runs = &self.routed[group.routed_at..][..group.rows * mixture.routed_runs()];
-        let needs = |tile: usize| {
-            let tile = tile * size..(tile + 1) * size;
-            (0..a.rows() / stack).any(|part| {
-                runs.iter().any(|run| {
-                    let from = part * stack + run.first;
-                    from < tile.end && tile.start < from + run.len
-                })
-            })
-        };
-        self.tiles.extend((0..all).filter(|tile| needs(*tile)));
-    }
-
     /// Products of one input, each followed by the low-rank parts of every group.
     fn products<const N: usize>(
-        &self,
+        &mut self,
         (pool, instructions, spans, layer, site): At<'_, '_>,
         (input, rows): (&Activations, usize),
         all: [(&PackedMatrix, OutRows<'_>, bool); N],
     ) {
+        self.find_tiles(spans, layer, site);
+        let Self { groups, h, uses, factors, tiles } = self;
+        let (groups, uses, factors) = (&*groups, &*uses, &*factors);
         let after: [_; N] = std::array::from_fn(|linear| {
-            move |tiles: Range<usize>, out: &mut OutRows<'_>| {
-                self.widen(instructions, spans, layer, (site, linear), tiles, out);
+            move |h: &[f32], tiles: Range<usize>, out: &mut OutRows<'_>| {
+                for group in groups {
+                    if let Some(mixture) = packed(spans, group.span) {
+                        let at = (mixture.site(layer, site), linear);
+                        widen(instructions, mixture, group, at, (h, uses), (site, tiles.clone()), out);
+                    }
+                }
             }
         });
-        let mut at = 0;
-        let mut all = all.map(|(weights, out, accumulate)| {
-            at += 1;
-            let after = (!self.groups.is_empty()).then_some(&after[at - 1] as &After<'_>);
-            Product { weights, out, accumulate, after }
-        });
-        products(pool, instructions, input, 0..rows, &mut all);
-    }
-
-    /// Adds the low-rank parts of every group to some tiles of an output.
-    fn widen(
-        &self,
-        instructions: Instructions,
-        spans: &[Span<'_>],
-        layer: usize,
-        (site, linear): (Site, usize),
-        tiles: Range<usize>,
-        out: &mut OutRows<'_>,
-    ) {
-        for group in &self.groups {
-            let Some(mixture) = packed(spans, group.span) else { continue };
-            let parts = mixture.site(layer, site);
-            let stride = parts.a.rows();
-            let (runs, runs_per_row) = if site.is_routed() {
-                let per_row = mixture.routed_runs();
-                (&self.routed[group.routed_at..][..group.rows * per_row], per_row)
-            } else {
-                (&self.shared[group.first_row..][..group.rows], 1)
-            };
-            let h = &self.h[group.h_at + linear * parts.stack..];
-            let low = LowRank { h, stride, runs, runs_per_row };
-            product_columns(instructions, &low, &parts.b[linear], tiles.clone(), &mut out.from_row(group.first_row));
-        }
+        let mut after = after.iter().map(|after| (!groups.is_empty()).then_some(after as &After<'_>));
+        let mut all =
+            all.map(|(weights, out, accumulate)| Product { weights, out, accumulate, after: after.next().flatten() });
+        let stack = |number: usize| stack(spans, layer, site, &groups[number], factors);
+        let middle = (!groups.is_empty()).then_some(Middle { h, tiles, stack: &stack });
+        products(pool, instructions, input, 0..rows, middle, &mut all);
     }
 }
 
-/// Some tiles of the product with a stack, on one thread when they are few.
-fn stack_product(
-    pool: &mut Pool,
+/// The A sides of a group's generation at a site.
+fn stack<'a>(spans: &'a [Span<'_>], layer: usize, site: Site, group: &Group, factors: &'a [f32]) -> Stack<'a> {
+    let mixture = packed(spans, group.span).expect("groups have generations for packed weights");
+    let AdapterSite { a, width, .. } = mixture.site(layer, site);
+    Stack {
+        weights: a,
+        rows: group.first_row..group.first_row + group.rows,
+        at: group.h_at,
+        factors: &factors[group.parts_at..][..group.rows * mixture.parts()],
+        width: *width,
+        ranks: mixture.ranks(),
+    }
+}
+
+/// Adds the low-rank parts of a group to some tiles of the output of a linear map.
+fn widen(
     instructions: Instructions,
-    (input, rows): (&Activations, Range<usize>),
-    a: &PackedMatrix,
-    tiles: &[usize],
-    mut out: OutRows<'_>,
+    mixture: &PackedMixture,
+    group: &Group,
+    (parts, linear): (&AdapterSite, usize),
+    (h, uses): (&[f32], &[Run]),
+    (site, tiles): (Site, Range<usize>),
+    out: &mut OutRows<'_>,
 ) {
-    let few = tiles.len() < a.row_tiles() || tiles.len() * a.bytes_len() / a.row_tiles() < FORK_BYTES;
-    if few && rows.len() <= SPARSE_ROWS {
-        for tile in tiles {
-            product(instructions, input, rows.clone(), a, *tile..tile + 1, &mut out, false);
-        }
-    } else {
-        let mut all = [Product { weights: a, out, accumulate: false, after: None }];
-        products(pool, instructions, input, rows, &mut all);
+    let stride = parts.a.rows();
+    for part in group.parts(site) {
+        let h = &h[group.h_at + linear * parts.width + mixture.columns(part).start..];
+        let runs = &uses[group.parts_at + part * group.rows..][..group.rows];
+        let low = LowRank { h, stride, runs, runs_per_row: 1 };
+        product_columns(instructions, &low, &parts.b[linear][part], tiles.clone(), &mut out.from_row(group.first_row));
     }
 }
 
-/// The choice of one row: its runs of columns, experts in ascending order, and what each is multiplied by. The earlier of
-/// equal experts is taken, as in training.
+/// The choice of one row, a bit for each expert, and what each is multiplied by, 0 without a choice. The earlier of equal
+/// experts is taken, as in training.
 fn choose(
     instructions: Instructions,
     mixture: &PackedMixture,
     layer: usize,
     x: &[f32],
-    runs: &mut [Run],
-    gates: &mut [f32],
+    factors: &mut [f32],
     load: Option<&mut ExpertLoad>,
-) {
-    (runs[0], gates[0]) = (mixture.shared_run(), 1.0);
-    if mixture.experts == 0 {
-        return;
-    }
+) -> u64 {
     let mut logits = [0f32; MAX_EXPERTS];
     let logits = &mut logits[..mixture.experts];
     dots(instructions, x, mixture.router(layer), logits);
-    let mut taken = 0u64;
+    let (mut taken, mut gates) = (0u64, [0f32; MAX_EXPERTS]);
     for _ in 0..mixture.top_k {
         let free = (0..mixture.experts).filter(|e| taken >> e & 1 == 0);
         let best = free.reduce(|best, e| if logits[e].total_cmp(&logits[best]).is_gt() { e } else { best });
         taken |= best.map_or(0, |e| 1 << e);
     }
     let chosen = (0..mixture.experts).filter(|e| taken >> e & 1 == 1);
-    for (i, expert) in chosen.clone().enumerate() {
-        (runs[1 + i], gates[1 + i]) = (mixture.expert_run(expert), logits[expert]);
+    chosen.clone().enumerate().for_each(|(i, expert)| gates[i] = logits[expert]);
+    let gates = &mut gates[..mixture.top_k];
+    softmax(gates);
+    factors.fill(0.0);
+    chosen.clone().zip(&*gates).for_each(|(expert, gate)| factors[expert] = mixture.scale * gate);
+    if let Some(load) = load {
+        load.chosen.resize(mixture.experts, 0);
+        load.weight.resize(mixture.experts, 0.0);
+        for (expert, gate) in chosen.zip(&*gates) {
+            load.chosen[expert] += 1;
+            load.weight[expert] += f64::from(*gate);
+        }
     }
-    softmax(&mut gates[1..]);
-    let Some(load) = load else { return };
-    load.chosen.resize(mixture.experts, 0);
-    load.weight.resize(mixture.experts, 0.0);
-    for (i, expert) in chosen.enumerate() {
-        load.chosen[expert] += 1;
-        load.weight[expert] += f64::from(gates[1 + i]);
-    }
+    taken
 }

@@ -6,7 +6,7 @@ use crate::adapter::{ExpertLoad, Mixture};
 use crate::backbone::{Backbone, KvCache};
 use crate::config::{Architecture, BackboneConfig, RopeScaling};
 use crate::infer::compute::{LogitRows, ServingAdapter, SlotId, Span};
-use crate::kernels::{Instructions, PackedMatrix, WeightFormat};
+use crate::kernels::{Instructions, PackKind, PackedMatrix, WeightFormat};
 use crate::ops::check::random;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
@@ -47,10 +47,11 @@ fn model(config: &BackboneConfig, kind: GgmlDType, format: WeightFormat) -> (Arc
     };
     let plain = |name: &str, shape: &[usize]| weight(name, shape).0.dequantize(&Device::Cpu);
     let backbone = Backbone::new(config.clone(), &mut { plain }, &Device::Cpu).unwrap();
-    let packed = PackedWeights::new(config.clone(), &mut |name, shape| {
+    let kind = |name: &str, shape: &[usize]| Ok(PackKind::of(weight(name, shape).1));
+    let packed = PackedWeights::new(config.clone(), &kind, &mut |name, shape, arena| {
         let (tensor, format) = weight(name, shape);
         let (rows, cols) = if let [rows, cols] = *shape { (rows, cols) } else { (1, shape[0]) };
-        Ok(PackedMatrix::pack(format, rows, cols, &tensor.data().unwrap(), &|row| row)?)
+        Ok(PackedMatrix::pack_in(arena, format, rows, cols, &tensor.data().unwrap(), &|row| row).unwrap())
     });
     (Arc::new(packed.unwrap()), backbone)
 }
@@ -216,9 +217,9 @@ fn slots_forget_and_copy() {
 fn places(buffers: &Buffers) -> Vec<(usize, usize)> {
     let b = buffers;
     let floats = [&b.x, &b.seen, &b.q, &b.k, &b.v, &b.mixed, &b.gate, &b.up, &b.last, &b.logits];
-    let floats = floats.into_iter().chain([&b.adapted.h, &b.adapted.gates]);
+    let floats = floats.into_iter().chain([&b.adapted.h, &b.adapted.factors]);
     let floats = floats.map(|v| (v.as_ptr() as usize, v.capacity()));
-    let runs = [&b.adapted.shared, &b.adapted.routed].map(|v| (v.as_ptr() as usize, v.capacity()));
+    let runs = [&b.adapted.uses].map(|v| (v.as_ptr() as usize, v.capacity()));
     let others = [
         (b.spans.as_ptr() as usize, b.spans.capacity()),
         (b.adapted.groups.as_ptr() as usize, b.adapted.groups.capacity()),
@@ -244,16 +245,26 @@ fn buffers_stay_where_they_are() {
 }
 
 #[test]
-fn numbers_that_are_none_stay_so() {
-    let config = config();
-    let (_, backbone) = model(&config, GgmlDType::F32, WeightFormat::F32);
-    drop(backbone);
-    let packed = PackedWeights::new(config.clone(), &mut |name, shape| {
-        let (rows, cols) = if let [rows, cols] = *shape { (rows, cols) } else { (1, shape[0]) };
-        let value = if name.contains("v_proj") { f32::NAN } else { 0.5 };
-        Ok(PackedMatrix::from_f32(crate::kernels::PackKind::Q8, rows, cols, &vec![value; rows * cols]))
-    });
-    let mut executor = executor(&Arc::new(packed.unwrap()), 2, Instructions::best());
-    let found = executor.pass(&[span(0, &[1, 2, 3], None, LogitRows::Last)], &mut []).unwrap();
-    assert!(found.iter().all(|x| x.is_nan()), "the caller sees that there is no answer");
+fn weights_that_are_no_numbers_are_refused_by_name() {
+    for (format, kind) in [(WeightFormat::F32, PackKind::F32), (WeightFormat::Q4_1, PackKind::Q4)] {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let packed = PackedWeights::new(config(), &|_, _| Ok(kind), &mut |name, shape, _| {
+                let (rows, cols) = if let [rows, cols] = *shape { (rows, cols) } else { (1, shape[0]) };
+                let mut values = vec![0.5; rows * cols];
+                if name.contains("1.self_attn.v_proj") {
+                    values[rows * cols - 7] = bad;
+                }
+                Ok(PackedMatrix::from_f32(kind, rows, cols, &values))
+            });
+            let error = packed.err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains("model.layers.1.self_attn.v_proj.weight"), "{format:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn shapes_that_the_kernels_do_not_take_are_refused_with_the_way_out() {
+    let wide = BackboneConfig { head_dim: 514, ..config() };
+    let packed = PackedWeights::new(wide, &|_, _| Ok(PackKind::F32), &mut |_, _, _| unreachable!("nothing is read"));
+    assert!(packed.err().unwrap().to_string().contains("`reference`"));
 }

@@ -253,18 +253,14 @@ impl Attention {
         let store = &stores[task.slot];
         assert_eq!(store.shape(), &self.shape, "a store of this shape");
         assert!(task.position + task.rows <= self.shape.tokens, "tokens within the store");
-        let head = store.head(layer, task.kv_head);
+        let head = store.head(layer, task.kv_head, at);
         let start = at * STRETCH;
         for (row, seen) in tile.seen[..tile.rows].iter_mut().enumerate() {
             let keys = task.position + row / self.group() + 1;
             *seen = keys.saturating_sub(start).min(STRETCH);
         }
-        // SAFETY: the stretch begins within the head, and heads hold whole groups of sixteen tokens.
-        unsafe {
-            let keys = head.keys.add(start * self.shape.head_dim);
-            let values = head.values.add(start * self.shape.width());
-            stretch(instructions, tile, keys, values);
-        }
+        // SAFETY: the head has a whole stretch of tokens, those that were written and zeros.
+        unsafe { stretch(instructions, tile, head.keys, head.values) };
     }
 
     /// All stretches, merged and finished.

@@ -2,6 +2,7 @@
 //! head turns with column `i + head_dim/2`. Refuses to know rates and contexts.
 
 use super::store::{KvStore, MAX_HEAD_DIM, write};
+use super::tile::STRETCH;
 use crate::kernels::lanes::{LANES, Lanes, with_lanes};
 
 /// Cosines and sines of every position.
@@ -60,7 +61,8 @@ unsafe fn rotate_row<V: Lanes>(
             let key = &mut key[..dim];
             key.copy_from_slice(head);
             turn::<V>(key, cos, sin, 1.0);
-            write(instructions, &store.head(layer, at), position, key, value);
+            let head = store.head(layer, at, position / STRETCH);
+            write(instructions, &head, position % STRETCH, key, value);
         }
     }
 }

@@ -1,12 +1,16 @@
 //! Keys and values of one conversation in f16, in the order in which attention reads them. Memory is taken by the
 //! page when tokens arrive and given back, overwritten, when they go. Refuses to know who talks.
 //!
-//! Per layer and key head lie the keys `[token / 16][head_dim][token % 16]`, so that one load has the same column of sixteen
-//! keys, and then the values `[token][width]`, where `width` is `head_dim` filled up with zeros to a multiple of 16.
+//! One stretch of [`STRETCH`] tokens after another; in it per layer and key head the keys `[token / 16][head_dim][token % 16]`, so
+//! that one load has the same column of sixteen keys, and then the values `[token][width]`, where `width` is `head_dim`
+//! filled up with zeros to a multiple of 16. Stretches behind the first lie in huge pages where they are large enough: a
+//! decoded token streams through all of them.
 
+use super::tile::STRETCH;
 use crate::kernels::lanes::{LANES, Lanes, with_lanes};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::io;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 /// Widest head.
@@ -15,6 +19,8 @@ pub const MAX_HEAD_DIM: usize = 512;
 const TOP: f32 = 65_504.0;
 /// Smallest page of any system.
 const PAGE_BYTES: usize = 4096;
+/// Bytes of a stretch from which on huge pages do not make memory of much that no token uses.
+const HUGE_FROM_BYTES: usize = 2 << 20;
 
 /// The shape of stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,18 +42,23 @@ impl KvShape {
         self.head_dim.next_multiple_of(LANES)
     }
 
-    /// Numbers of the keys of one head.
+    /// Numbers of the keys of one head in one stretch.
     const fn key_len(&self) -> usize {
-        self.tokens.next_multiple_of(LANES) * self.head_dim
+        STRETCH * self.head_dim
     }
 
-    /// Numbers of the keys and values of one head.
+    /// Numbers of the keys and values of one head in one stretch.
     const fn head_len(&self) -> usize {
-        self.key_len() + self.tokens.next_multiple_of(LANES) * self.width()
+        STRETCH * (self.head_dim + self.width())
     }
 
-    const fn len(&self) -> usize {
-        self.layers * self.kv_heads * self.head_len()
+    /// Numbers of one stretch, in whole pages.
+    const fn stretch_len(&self) -> usize {
+        (self.layers * self.kv_heads * self.head_len()).next_multiple_of(PAGE_BYTES / size_of::<u16>())
+    }
+
+    const fn stretches(&self) -> usize {
+        self.tokens.div_ceil(STRETCH)
     }
 
     /// Bytes of one token.
@@ -70,7 +81,7 @@ unsafe impl Send for KvStore {}
 // SAFETY: as above.
 unsafe impl Sync for KvStore {}
 
-/// Keys and values of one head of one layer.
+/// Keys and values of one head of one layer in one stretch.
 #[derive(Clone, Copy)]
 pub(super) struct KvHead {
     pub(super) keys: *mut u16,
@@ -85,7 +96,8 @@ impl KvStore {
     /// # Errors
     /// The system gives no address space.
     pub fn new(shape: KvShape) -> io::Result<Self> {
-        let bytes = (shape.len() * size_of::<u16>()).next_multiple_of(PAGE_BYTES);
+        let stretch = shape.stretch_len() * size_of::<u16>();
+        let bytes = stretch * shape.stretches();
         // SAFETY: a fresh private mapping touches nothing else.
         let start = unsafe {
             mmap_anonymous(
@@ -95,9 +107,12 @@ impl KvStore {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
-        // SAFETY: the mapping just made. Large pages would make memory of address space that no token uses; where
-        // the system has no such advice there are none.
-        let _ = unsafe { madvise(start, bytes, Advice::LinuxNoHugepage) };
+        let small = if stretch < HUGE_FROM_BYTES { bytes } else { stretch };
+        // SAFETY: the mapping just made, of at least one stretch. Where the system does not take the advice, pages are small.
+        unsafe {
+            let _ = madvise(start, small, Advice::LinuxNoHugepage);
+            let _ = madvise(start.cast::<u8>().add(small).cast(), bytes - small, Advice::LinuxHugepage);
+        }
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { shape, start, bytes })
     }
@@ -108,11 +123,12 @@ impl KvStore {
         &self.shape
     }
 
-    /// One head of one layer.
-    pub(super) fn head(&self, layer: usize, head: usize) -> KvHead {
-        assert!(layer < self.shape.layers && head < self.shape.kv_heads, "no such head");
-        let at = (layer * self.shape.kv_heads + head) * self.shape.head_len();
-        // SAFETY: within the mapping, whose length is that of all heads.
+    /// One head of one layer in one stretch.
+    pub(super) fn head(&self, layer: usize, head: usize, stretch: usize) -> KvHead {
+        let KvShape { layers, kv_heads, .. } = self.shape;
+        assert!(layer < layers && head < kv_heads && stretch < self.shape.stretches(), "no such head");
+        let at = stretch * self.shape.stretch_len() + (layer * kv_heads + head) * self.shape.head_len();
+        // SAFETY: within the mapping, whose length is that of all stretches.
         let (keys, values) = unsafe {
             let keys = self.start.as_ptr().add(at);
             (keys, keys.add(self.shape.key_len()))
@@ -120,24 +136,34 @@ impl KvStore {
         KvHead { keys, values, head_dim: self.shape.head_dim, width: self.shape.width() }
     }
 
-    fn heads(&self) -> impl Iterator<Item = KvHead> {
-        let shape = self.shape;
-        (0..shape.layers).flat_map(move |layer| (0..shape.kv_heads).map(move |head| self.head(layer, head)))
+    /// The heads of all layers in every stretch that has some of the tokens `from..to`, with which tokens of it those are.
+    fn parts(&self, from: usize, to: usize) -> impl Iterator<Item = (KvHead, Range<usize>)> {
+        assert!(from <= to && to <= self.shape.tokens, "no such tokens");
+        (from / STRETCH..to.div_ceil(STRETCH)).flat_map(move |stretch| {
+            let start = stretch * STRETCH;
+            let tokens = from.max(start) - start..to.min(start + STRETCH) - start;
+            let all = self.shape.layers * self.shape.kv_heads;
+            (0..all)
+                .map(move |at| (self.head(at / self.shape.kv_heads, at % self.shape.kv_heads, stretch), tokens.clone()))
+        })
     }
 
-    /// Overwrites the tokens `from..to` with zeros; the bytes that they had. With `from` 0 the memory is given back as well.
+    /// Overwrites the tokens `from..to` with zeros; the bytes that they had. The memory of stretches that
+    /// begin behind `from` is given back as well: `to` is the end of what is in use.
     ///
     /// # Panics
     /// There are no such tokens.
     pub fn wipe(&mut self, from: usize, to: usize) -> u64 {
-        assert!(from <= to && to <= self.shape.tokens, "no such tokens");
-        for head in self.heads() {
+        for (head, tokens) in self.parts(from, to) {
             // SAFETY: the tokens are within the head, and `&mut self` keeps everybody else away.
-            unsafe { head.zero(from, to) };
+            unsafe { head.zero(tokens) };
         }
-        if from == 0 && to > 0 {
-            // SAFETY: the own mapping; it reads as zeros afterwards, as it does now.
-            let _ = unsafe { madvise(self.start.as_ptr().cast(), self.bytes, Advice::LinuxDontNeed) };
+        let kept = from.div_ceil(STRETCH) * self.shape.stretch_len() * size_of::<u16>();
+        if from < to && kept < self.bytes {
+            // SAFETY: the end of the own mapping; it reads as zeros afterwards, as it does now.
+            let _ = unsafe {
+                madvise(self.start.as_ptr().cast::<u8>().add(kept).cast(), self.bytes - kept, Advice::LinuxDontNeed)
+            };
         }
         ((to - from) * self.shape.token_bytes()) as u64
     }
@@ -147,10 +173,10 @@ impl KvStore {
     /// # Panics
     /// The shapes differ, or there are no such tokens.
     pub fn copy_prefix(&mut self, other: &Self, tokens: usize) {
-        assert!(self.shape == other.shape && tokens <= self.shape.tokens, "no such tokens");
-        for (to, from) in self.heads().zip(other.heads()) {
+        assert!(self.shape == other.shape, "stores of one shape");
+        for ((to, tokens), (from, _)) in self.parts(0, tokens).zip(other.parts(0, tokens)) {
             // SAFETY: two mappings of the same shape, `self` exclusively borrowed; the tokens are within both.
-            unsafe { to.copy(&from, tokens) };
+            unsafe { to.copy(&from, tokens.end) };
         }
     }
 }
@@ -165,7 +191,8 @@ impl Drop for KvStore {
 impl KvHead {
     /// # Safety
     /// The tokens are within the head and nobody else uses it.
-    unsafe fn zero(&self, from: usize, to: usize) {
+    unsafe fn zero(&self, tokens: Range<usize>) {
+        let Range { start: from, end: to } = tokens;
         // SAFETY: by the caller.
         unsafe {
             self.values.add(from * self.width).write_bytes(0, (to - from) * self.width);
@@ -269,10 +296,11 @@ mod tests {
     use crate::kernels::Instructions;
     use half::f16;
 
-    const SHAPE: KvShape = KvShape { layers: 2, kv_heads: 2, head_dim: 20, tokens: 40 };
+    const SHAPE: KvShape = KvShape { layers: 2, kv_heads: 2, head_dim: 20, tokens: 600 };
 
     fn read(store: &KvStore, token: usize) -> Vec<f32> {
-        let heads = store.heads().flat_map(|head| {
+        let heads = store.parts(token, token + 1).flat_map(|(head, tokens)| {
+            let token = tokens.start;
             // SAFETY: tokens of the tests are within the store.
             let keys = (0..SHAPE.head_dim).map(move |c| unsafe { head.key(token, c).read() });
             // SAFETY: as above.
@@ -284,11 +312,11 @@ mod tests {
 
     fn fill(store: &mut KvStore, instructions: Instructions, tokens: usize) {
         for token in 0..tokens {
-            for (at, head) in store.heads().enumerate() {
+            for (at, (head, tokens)) in store.parts(token, token + 1).enumerate() {
                 let key: Vec<f32> = (0..SHAPE.head_dim).map(|c| (token + 100 * at + c) as f32).collect();
                 let value: Vec<f32> = key.iter().map(|x| -x * 1e9).collect();
                 // SAFETY: within the store, and nobody else uses it.
-                unsafe { write(instructions, &head, token, &key, &value) };
+                unsafe { write(instructions, &head, tokens.start, &key, &value) };
             }
         }
     }
@@ -297,18 +325,18 @@ mod tests {
     fn tokens_are_written_copied_and_overwritten() {
         for instructions in Instructions::available() {
             let mut store = KvStore::new(SHAPE).unwrap();
-            fill(&mut store, instructions, 37);
+            fill(&mut store, instructions, 537);
             let row = read(&store, 17);
             assert_eq!(row[..3], [17.0, 18.0, 19.0]);
             assert_eq!(row[20..22], [-TOP, -TOP], "too large numbers stay numbers");
             assert!(row[40..52].iter().all(|x| *x == 0.0), "values are filled up with zeros");
             let mut other = KvStore::new(SHAPE).unwrap();
-            other.copy_prefix(&store, 35);
-            assert_eq!(read(&other, 34), read(&store, 34));
-            assert!(read(&other, 35).iter().all(|x| *x == 0.0));
-            assert_eq!(store.wipe(18, 37), (19 * SHAPE.token_bytes()) as u64);
+            other.copy_prefix(&store, 530);
+            assert!((0..530).all(|token| read(&other, token) == read(&store, token)));
+            assert!(read(&other, 530).iter().all(|x| *x == 0.0));
+            assert_eq!(store.wipe(18, 537), (519 * SHAPE.token_bytes()) as u64);
             assert_eq!(read(&store, 17), row);
-            assert!((18..40).all(|token| read(&store, token).iter().all(|x| *x == 0.0)));
+            assert!((18..600).all(|token| read(&store, token).iter().all(|x| *x == 0.0)));
             assert_eq!(store.wipe(0, 18), (18 * SHAPE.token_bytes()) as u64);
             assert!(read(&store, 17).iter().all(|x| *x == 0.0));
         }

@@ -5,10 +5,14 @@
 //! of a stretch, and stretches begin at multiples of [`STRETCH`] tokens wherever a pass begins. So a row's result depends
 //! on its own keys alone, not on how many rows are computed with it.
 
-use crate::kernels::lanes::{LANES, Lanes, exp, with_lanes};
+use crate::kernels::lanes::{LANES, Lanes, exp, fetch, with_lanes};
 
 /// Keys of one stretch.
 pub(super) const STRETCH: usize = 256;
+/// Rows up to which memory is the limit, and what comes next is asked for.
+const FETCH_ROWS: usize = 3;
+/// How many tokens ahead values are asked for.
+const FETCH_TOKENS: usize = 16;
 /// Rows of a tile, unless a group of heads has more.
 pub(super) const ROWS: usize = 24;
 
@@ -178,6 +182,9 @@ unsafe fn score_groups<V: Lanes, const R: usize, const G: usize>(
             let mut loaded = [V::splat(0.0); G];
             for (g, loaded) in loaded.iter_mut().enumerate() {
                 *loaded = V::load_f16(key.add(g * tile.head_dim * LANES));
+                if R <= FETCH_ROWS {
+                    fetch(key.wrapping_add((G + g) * tile.head_dim * LANES));
+                }
             }
             for (r, sums) in sums.iter_mut().enumerate() {
                 let number = V::splat(*query.add(r));
@@ -272,6 +279,9 @@ unsafe fn mix_columns<V: Lanes, const R: usize, const C: usize>(
             let mut loaded = [V::splat(0.0); C];
             for (c, loaded) in loaded.iter_mut().enumerate() {
                 *loaded = V::load_f16(value.add(c * LANES));
+                if R <= FETCH_ROWS {
+                    fetch(value.wrapping_add(FETCH_TOKENS * tile.width + c * LANES));
+                }
             }
             for (r, sums) in sums.iter_mut().enumerate() {
                 let weight = V::splat(*power.add(r * STRETCH));

@@ -84,7 +84,7 @@ unsafe fn rows<const R: usize>(job: Job<'_>, row: usize, out: &mut OutRows<'_>) 
 pub(super) unsafe fn columns(x: &LowRank<'_>, w: &PackedMatrix, tile: usize, out: &mut OutRows<'_>) {
     let weights = w.tile(tile).as_ptr();
     let lanes_all = w.tile_rows(tile);
-    for row in 0..x.rows() {
+    for row in (0..x.rows()).filter(|row| x.is_chosen(*row)) {
         let h = x.row(row, w.cols()).as_ptr();
         for half in 0..lanes_all.div_ceil(LANES) {
             let mut sum = _mm256_setzero_ps();

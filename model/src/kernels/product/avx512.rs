@@ -86,7 +86,7 @@ unsafe fn rows<const R: usize>(job: Job<'_>, row: usize, out: &mut OutRows<'_>) 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) unsafe fn columns(x: &LowRank<'_>, w: &PackedMatrix, tile: usize, out: &mut OutRows<'_>) {
     let weights = w.tile(tile).as_ptr();
-    for row in 0..x.rows() {
+    for row in (0..x.rows()).filter(|row| x.is_chosen(*row)) {
         let h = x.row(row, w.cols()).as_ptr();
         let mut sum = _mm512_setzero_ps();
         for run in x.runs(row) {

@@ -95,6 +95,14 @@ impl<'a> OutRows<'a> {
         Self { start: out.as_mut_ptr(), len: out.len(), stride, borrow: PhantomData }
     }
 
+    /// Row `i` begins at `i·stride` of the `len` numbers from `start` on.
+    ///
+    /// # Safety
+    /// They stay borrowed for `'a`; as for [`OutRows::alias`] no two products that run at the same time cover the same tile.
+    pub(in crate::kernels) const unsafe fn raw(start: *mut f32, len: usize, stride: usize) -> Self {
+        Self { start, len, stride, borrow: PhantomData }
+    }
+
     /// The same rows for another thread.
     ///
     /// # Safety
@@ -130,7 +138,7 @@ impl<'a> OutRows<'a> {
     }
 
     /// `len` numbers of `row` from `col` on.
-    fn part(&mut self, row: usize, col: usize, len: usize) -> &mut [f32] {
+    pub(in crate::kernels) fn part(&mut self, row: usize, col: usize, len: usize) -> &mut [f32] {
         let at = row * self.stride + col;
         assert!(at + len <= self.len, "a part of the output");
         // SAFETY: inside the borrowed slice, as asserted; no other thread touches it, as `alias` demands.
@@ -219,6 +227,11 @@ impl LowRank<'_> {
     /// The numbers of a row.
     fn row(&self, row: usize, cols: usize) -> &[f32] {
         &self.h[row * self.stride..][..cols]
+    }
+
+    /// Whether a row has any columns.
+    fn is_chosen(&self, row: usize) -> bool {
+        self.runs(row).iter().any(|run| run.len > 0)
     }
 
     /// The columns of a row.

@@ -31,7 +31,7 @@ pub(super) fn tile(job: Job<'_>, out: &mut OutRows<'_>) {
 /// The chosen columns of one tile for all rows.
 pub(super) fn columns(x: &LowRank<'_>, w: &PackedMatrix, tile: usize, out: &mut OutRows<'_>) {
     let weights = w.tile(tile);
-    for row in 0..x.rows() {
+    for row in (0..x.rows()).filter(|row| x.is_chosen(*row)) {
         let h = x.row(row, w.cols());
         let mut sums = [0.0; TILE];
         for run in x.runs(row) {
