@@ -39,10 +39,10 @@ const NOT_ALLOWED: &str = "doesn't satisfy the grammar";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum GrammarError {
     /// Not JSON, or not an object.
-    #[error("the schema in response_format is not a JSON object")]
+    #[error("the schema in response_format or tools is not a JSON object")]
     Unreadable,
     /// More than is taken.
-    #[error("the schema in response_format is too large: {what} beyond {limit}")]
+    #[error("the schema in response_format or tools is too large: {what} beyond {limit}")]
     TooLarge {
         /// More of what.
         what: &'static str,
@@ -50,13 +50,13 @@ pub enum GrammarError {
         limit: u64,
     },
     /// Uses what cannot be held to, or holds a contradiction in terms.
-    #[error("the schema in response_format cannot be used: {0}")]
+    #[error("the schema in response_format or tools cannot be used: {0}")]
     Unusable(&'static str),
     /// No value satisfies it.
-    #[error("the schema in response_format cannot be met by any value")]
+    #[error("the schema in response_format or tools cannot be met by any value")]
     Unsatisfiable,
     /// Following it exceeded its bounds.
-    #[error("the schema in response_format is too costly to follow; make it simpler")]
+    #[error("the schema in response_format or tools is too costly to follow; make it simpler")]
     TooCostly,
     /// The tokenizer's table cannot be used.
     #[error("this model's tokenizer cannot answer in a given form")]
