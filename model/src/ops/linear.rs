@@ -4,7 +4,9 @@ use super::host::{host, output, packed, slice, tensor};
 use super::tensors::far;
 use crate::device;
 use crate::kernels::{Matrix, Threads, multiply};
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail,
+};
 
 /// `a[n,k] · b[k,m]` as a fresh row-major matrix.
 fn product(a: Matrix<'_>, b: Matrix<'_>, rows: usize, cols: usize) -> Vec<f32> {
