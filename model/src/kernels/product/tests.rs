@@ -1,7 +1,7 @@
 //! Every product against sums in double precision, for random shapes with tails; and the bits that may not differ.
 
 use super::{Instructions, LowRank, OutRows, Run, product, product_columns};
-use crate::kernels::{Activations, Keep, PackKind, PackedMatrix};
+use crate::kernels::{Activations, Keep, PackKind, PackedMatrix, WeightFormat};
 use proptest::prelude::*;
 
 const KINDS: [PackKind; 6] = [PackKind::Q4, PackKind::Q6, PackKind::Q8, PackKind::F16, PackKind::Bf16, PackKind::F32];
@@ -142,6 +142,39 @@ fn what_is_not_finite_ends_as_nan_where_it_belongs_and_nowhere_else() {
             for (i, value) in out.iter().enumerate() {
                 let poisoned = i / 20 == 1 || i % 20 == 18;
                 assert_eq!(value.is_nan(), poisoned, "{set:?} {kind:?} row {} output {}", i / 20, i % 20);
+            }
+        }
+    }
+}
+
+/// Formats whose blocks have scales of their own, whatever bits these are.
+const BLOCKED: [WeightFormat; 5] =
+    [WeightFormat::Q4_0, WeightFormat::Q4_1, WeightFormat::Q8_0, WeightFormat::Q4K, WeightFormat::Q6K];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// As a file may hold them: scales that are infinite, NaN or subnormal among others.
+    #[test]
+    fn any_bytes_of_a_file_give_the_sum_or_no_number(
+        seed in 0u64..1 << 40, rows in 1usize..14, outputs in 1usize..40, format in 0usize..BLOCKED.len(),
+    ) {
+        let (format, cols) = (BLOCKED[format], 256);
+        let len = outputs * cols / format.block_weights() * format.block_bytes();
+        let bytes: Vec<u8> = noise(seed, len).iter().map(|x| (x.to_bits() >> 8) as u8).collect();
+        let w = PackedMatrix::pack(format, outputs, cols, &bytes, &|row| row).unwrap();
+        let x = noise(seed + 1, rows * cols);
+        let mut weights = vec![0.0; cols];
+        for set in Instructions::available() {
+            let out = multiply(set, &x, rows, &w);
+            for (i, got) in out.iter().enumerate() {
+                w.unpack_row(i % outputs, &mut weights);
+                if weights.iter().all(|weight| weight.is_finite()) {
+                    let (sum, bound) = reference(&x, &w, i / outputs, i % outputs);
+                    prop_assert!((f64::from(*got) - sum).abs() <= bound, "{set:?} {format:?} {i}: {got} for {sum}");
+                } else {
+                    prop_assert!(!got.is_finite(), "{set:?} {format:?} {i}: {got} of weights that are none");
+                }
             }
         }
     }
