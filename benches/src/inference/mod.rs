@@ -50,12 +50,29 @@ pub(crate) struct Options {
     /// Text whose perplexity is measured; documents and conversations of this repository when absent
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Leave out the perplexity, which takes minutes
-    #[arg(long)]
-    without_perplexity: bool,
+    /// Measure these parts only; all when absent
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
+    only: Vec<Part>,
     /// Only print the peak memory of a process that holds the language model and answers once
     #[arg(long, hide = true)]
     memory_only: bool,
+}
+
+/// The parts of the claim, in the order in which they are measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// A process that holds the language model alone
+    Memory,
+    /// What the threads read of memory in a second
+    Bandwidth,
+    /// Reading prompts
+    Prefill,
+    /// Answering, one and eight at once
+    Decode,
+    /// What mixtures cost
+    Mixture,
+    /// Accuracy; takes minutes
+    Perplexity,
 }
 
 pub(crate) fn measure(options: &Options) -> anyhow::Result<Figures> {
@@ -65,32 +82,33 @@ pub(crate) fn measure(options: &Options) -> anyhow::Result<Figures> {
     };
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = options.threads.map_or(processors, usize::from);
-    let mut figures = Figures::new();
     if options.memory_only {
         return memory_alone(&path, threads);
     }
+    let chosen = |part| options.only.is_empty() || options.only.contains(&part);
+    let mut figures = Figures::new();
     figures.insert("device".into(), device::describe(&device::open()?).into());
     figures.insert("threads".into(), threads.into());
     figures.insert("file_mib".into(), rounded(std::fs::metadata(&path)?.len() as f64 / f64::from(1 << 20)));
-    figures.insert("rss_mib".into(), memory_of_a_child(&path, threads)?);
-    let read = bandwidth::gb_s(threads);
-    figures.insert("read_gb_s".into(), rounded(read));
+    if chosen(Part::Memory) {
+        figures.insert("rss_mib".into(), memory_of_a_child(&path, threads)?);
+    }
+    if chosen(Part::Bandwidth) {
+        figures.insert("read_gb_s".into(), rounded(bandwidth::gb_s(threads)));
+    }
     let began = Instant::now();
     let mut stage = Stage::open(&path, threads)?;
     figures.insert("load_s".into(), rounded(began.elapsed().as_secs_f64()));
-    speeds(&mut stage, &mut figures)?;
-    if let (Some(bytes), Some(decode)) = (stage.token_bytes(), number(&figures, "decode_32")) {
-        let allowed = read * 1e9 / bytes as f64;
-        figures.insert("token_mb".into(), rounded(bytes as f64 / 1e6));
-        figures.insert("roofline_pct".into(), rounded(100.0 * decode / allowed));
-    }
-    let likelihood = (!options.without_perplexity).then(|| Likelihood::of(&mut stage, options.text.as_deref()));
+    speeds(&mut stage, &mut figures, &chosen)?;
+    roofline(&stage, &mut figures);
+    let likelihood =
+        chosen(Part::Perplexity).then(|| Likelihood::of(&mut stage, options.text.as_deref())).transpose()?;
     drop(stage);
     if let (Some(python), Some(script)) = (&options.peer, &options.peer_script) {
         peer::measure(python, script, &path, threads, &mut figures)?;
     }
     if let Some(likelihood) = likelihood {
-        likelihood?.over_reference(&path, &mut figures)?;
+        likelihood.over_reference(&path, &mut figures)?;
     }
     eprint!("{}", table::render(&figures));
     Ok(figures)
@@ -102,22 +120,38 @@ fn number(figures: &Figures, name: &str) -> Option<f64> {
 }
 
 /// Everything that is counted in tokens a second.
-fn speeds(stage: &mut Stage, figures: &mut Figures) -> anyhow::Result<()> {
+fn speeds(stage: &mut Stage, figures: &mut Figures, chosen: &dyn Fn(Part) -> bool) -> anyhow::Result<()> {
     stage.prefill(64)?;
     let context = stage.context();
-    for tokens in PROMPTS.into_iter().filter(|tokens| *tokens < context) {
+    let prompts = PROMPTS.into_iter().filter(|tokens| chosen(Part::Prefill) && *tokens < context);
+    for tokens in prompts {
         let seconds = best_of_s(RUNS, || stage.prefill(tokens))?;
         figures.insert(format!("prefill_{tokens}"), rounded(tokens as f64 / seconds));
         say(figures, &format!("prefill_{tokens}"));
     }
-    for depth in DEPTHS.into_iter().filter(|depth| depth + stage::ANSWER + 2 <= context) {
+    let depths = DEPTHS.into_iter().filter(|depth| chosen(Part::Decode) && depth + stage::ANSWER + 2 <= context);
+    for depth in depths {
         figures.insert(format!("decode_{depth}"), rounded(best(|| stage.decode(depth, None))?));
         say(figures, &format!("decode_{depth}"));
     }
-    let (streams, depth) = TOGETHER;
-    figures.insert("batch8_decode".into(), rounded(best(|| stage.decode_together(streams, depth))?));
-    say(figures, "batch8_decode");
-    mixture::overheads(stage, figures)
+    if chosen(Part::Decode) {
+        let (streams, depth) = TOGETHER;
+        figures.insert("batch8_decode".into(), rounded(best(|| stage.decode_together(streams, depth))?));
+        say(figures, "batch8_decode");
+    }
+    if chosen(Part::Mixture) {
+        mixture::overheads(stage, figures)?;
+    }
+    Ok(())
+}
+
+/// The share of what the memory allows: a token reads all weights once.
+fn roofline(stage: &Stage, figures: &mut Figures) {
+    let Some(bytes) = stage.token_bytes() else { return };
+    figures.insert("token_mb".into(), rounded(bytes as f64 / 1e6));
+    if let (Some(read), Some(decode)) = (number(figures, "read_gb_s"), number(figures, "decode_32")) {
+        figures.insert("roofline_pct".into(), rounded(100.0 * decode * bytes as f64 / (read * 1e9)));
+    }
 }
 
 /// The fastest of a few runs that give tokens a second.
