@@ -133,7 +133,7 @@ fn numbers(mixture: &Mixture) -> (Vec<String>, Vec<Vec<f32>>) {
 #[test]
 fn logits_are_those_of_the_reference() {
     let set = set();
-    let mixture = set.mixture();
+    let mixture = set.mixture().to_device(set.base.device()).unwrap();
     let logits = set.conversations().into_iter().map(|one| set.base.logits_all(&one.ids, Some(&mixture)).unwrap());
     let all: Vec<f32> = logits.flat_map(|l| l.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect();
     assert_close("logits", &all, &set.expected["logits"]);

@@ -35,7 +35,7 @@ fn config() -> BackboneConfig {
 fn model(config: &BackboneConfig, kind: GgmlDType, format: WeightFormat) -> (Arc<PackedWeights>, Backbone) {
     let weight = |name: &str, shape: &[usize]| -> (QTensor, WeightFormat) {
         let seed = name.bytes().map(u64::from).fold(7, |seed, byte| (seed * 31 + byte) % 100_003);
-        let plain = random(shape, seed);
+        let plain = random(shape, seed).to_device(&Device::Cpu).unwrap();
         let whole = shape.len() == 2 && shape[1].is_multiple_of(kind.block_size());
         let (kind, format) = match shape.len() {
             1 => (GgmlDType::F32, WeightFormat::F32),
@@ -60,7 +60,8 @@ fn mixture(config: &BackboneConfig, experts: usize, seed: u64) -> Mixture {
     let top_k = u32::try_from(experts.min(2)).unwrap();
     let spec = MixtureSpec { shared_rank: 4, expert_rank: 3, experts: vec![None; experts], top_k, scale: 2.0 };
     let fresh = Mixture::init(config, &spec, seed).unwrap();
-    let altered = |i: usize, t: &Tensor| random(t.dims(), seed * 1000 + i as u64).affine(0.05, 0.0);
+    let altered =
+        |i: usize, t: &Tensor| random(t.dims(), seed * 1000 + i as u64).to_device(&Device::Cpu)?.affine(0.05, 0.0);
     fresh.map(altered).unwrap()
 }
 
