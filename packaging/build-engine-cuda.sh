@@ -170,7 +170,7 @@ build_checks() {
 build_card() {
     step "an emulated card"
     card=$target/card
-    candle=$(cargo metadata --format-version 1 | python3 -c 'import json, pathlib, sys
+    candle=$(cargo metadata --format-version 1 --features empathd-model/cuda | python3 -c 'import json, pathlib, sys
 packages = json.load(sys.stdin)["packages"]
 print(next(pathlib.Path(p["manifest_path"]).parent for p in packages if p["name"] == "candle-kernels"))')
     rm -rf "$card"
