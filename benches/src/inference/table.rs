@@ -44,12 +44,14 @@ pub(super) fn render(figures: &Figures) -> String {
         let cell = |name: String, digits| number(figures, &name).map_or_else(String::new, |x| format!("{x:.digits$}"));
         let peer = if name == "batch8_decode" { "decode_32" } else { name };
         let (peer, ratio) = (cell(format!("peer_{peer}"), 1), cell(format!("ratio_{name}"), 2));
-        let digits = if name == "perplexity_ratio" { 4 } else { 1 };
-        let _ = writeln!(
-            text,
-            "{name:<28} {value:>10.digits$} {unit:<7} {peer:>9} {ratio:>6}  {}",
-            judged(figures, name, value, goal)
-        );
+        let digits = match name {
+            "perplexity_ratio" => 4,
+            "perplexity_tokens" => 0,
+            _ => 1,
+        };
+        let goal = judged(figures, name, value, goal);
+        let line = format!("{name:<28} {value:>10.digits$} {unit:<7} {peer:>9} {ratio:>6}  {goal}");
+        let _ = writeln!(text, "{}", line.trim_end());
     }
     text
 }
