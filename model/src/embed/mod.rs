@@ -31,7 +31,7 @@ pub const MAX_JSON_BYTES: u64 = 32 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EmbedError {
     /// A file cannot be read.
-    #[error("{file} cannot be read ({kind}); put it beside the weights, where the engine may read it")]
+    #[error("{file} cannot be read ({kind}); check that it is there and that the engine may read it")]
     Io {
         /// Which of the three.
         file: &'static str,
