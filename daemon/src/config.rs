@@ -314,6 +314,7 @@ enum RawCompute {
 enum RawRope {
     Linear,
     Yarn,
+    Llama3,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -459,17 +460,20 @@ impl RawEngine {
             (None, None) if factor.is_none() => Ok(None),
             (None, _) => Err(ConfigError::Fit {
                 key: "engine.rope_scaling",
-                why: "is missing: set \"linear\" or \"yarn\", or remove the other rope settings",
+                why: "is missing: set \"linear\", \"yarn\" or \"llama3\", or remove the other rope settings",
             }),
             (Some(RawRope::Linear), None) => Ok(Some(RopeSpec::Linear { factor: factor_of()? })),
             (Some(RawRope::Linear), Some(_)) => Err(ConfigError::Fit {
                 key: "engine.rope_original_context",
-                why: "has no meaning with linear scaling: remove it, or set engine.rope_scaling to \"yarn\"",
+                why: "has no meaning with linear scaling: remove it, or set engine.rope_scaling to \"yarn\" or \"llama3\"",
             }),
             (Some(RawRope::Yarn), Some(original_context)) => {
                 Ok(Some(RopeSpec::Yarn { factor: factor_of()?, original_context }))
             }
-            (Some(RawRope::Yarn), None) => Err(ConfigError::Fit {
+            (Some(RawRope::Llama3), Some(original_context)) => {
+                Ok(Some(RopeSpec::Llama3 { factor: factor_of()?, original_context }))
+            }
+            (Some(RawRope::Yarn | RawRope::Llama3), None) => Err(ConfigError::Fit {
                 key: "engine.rope_original_context",
                 why: "is missing: set the context in tokens that the model was trained with",
             }),

@@ -355,6 +355,14 @@ pub enum RopeSpec {
         /// Context of the original training, tokens.
         original_context: u32,
     },
+    /// Llama 3.1: high frequencies kept, low ones divided, a ramp between wavelengths of a quarter of the original context and
+    /// the whole of it.
+    Llama3 {
+        /// How many times longer.
+        factor: f32,
+        /// Context of the original training, tokens.
+        original_context: u32,
+    },
 }
 
 /// How answers are served, since the start of the engine where nothing else is said.

@@ -145,27 +145,43 @@ impl Model {
 }
 
 /// The shape with the context and the stretching that were asked for. A longer context needs a stretching, because the
-/// model never saw such positions.
+/// model never saw such positions, and is no longer than it reaches.
 fn served(mut config: BackboneConfig, serving: &ServingSpec) -> Result<BackboneConfig, ModelError> {
-    let trained = config.context;
-    match serving.rope {
-        None => {}
-        Some(RopeSpec::Linear { factor }) => config.rope_scaling = RopeScaling::Linear { factor },
-        Some(RopeSpec::Yarn { factor, original_context }) => {
-            config.rope_scaling = RopeScaling::Yarn { factor, original_context: original_context as usize };
-        }
+    let mut reach = config.context as f64;
+    if let Some(rope) = serving.rope {
+        let (scaling, factor, original) = stretched(rope, config.context);
+        config.rope_scaling = scaling;
+        reach = (f64::from(factor) * original as f64).max(reach);
     }
     if let Some(context) = serving.context {
         config.context = context as usize;
         if config.context > MAX_CONTEXT {
             return Err(ConfigError("the context is too long").into());
         }
-        if config.context > trained && serving.rope.is_none() {
-            return Err(ConfigError("a context beyond the trained one needs stretched positions").into());
+        if config.context as f64 > reach {
+            return Err(ConfigError("a context beyond the trained one needs positions stretched as far").into());
         }
     }
     config.check()?;
     Ok(config)
+}
+
+/// A stretching, how many times it reaches, and beyond which context.
+const fn stretched(rope: RopeSpec, trained: usize) -> (RopeScaling, f32, usize) {
+    match rope {
+        RopeSpec::Linear { factor } => (RopeScaling::Linear { factor }, factor, trained),
+        RopeSpec::Yarn { factor, original_context } => {
+            let original_context = original_context as usize;
+            (RopeScaling::Yarn { factor, original_context }, factor, original_context)
+        }
+        RopeSpec::Llama3 { factor, original_context } => {
+            let original_context = original_context as usize;
+            // The ramp that Llama 3.1 was published with.
+            let (low_freq_factor, high_freq_factor) = (1.0, 4.0);
+            let scaling = RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context };
+            (scaling, factor, original_context)
+        }
+    }
 }
 
 /// The weights, with the file's own error when it is at fault.
@@ -184,4 +200,74 @@ fn load(file: &GgufFile, config: BackboneConfig, device: &Device) -> Result<Back
         device,
     );
     backbone.map_err(|error| fault.map_or(ModelError::Weights(error), ModelError::File))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infer::compute::{LogitRows, SlotId, Span};
+    use crate::tiny;
+
+    const YARN: RopeSpec = RopeSpec::Yarn { factor: 4.0, original_context: 512 };
+
+    fn open(path: ComputePath, context: Option<u32>, rope: Option<RopeSpec>) -> Result<Model, ModelError> {
+        let folder = tempfile::tempdir().expect("scratch");
+        let file = folder.path().join("tiny.gguf");
+        tiny::write_gguf(&file, 3).expect("written");
+        let sha256 = gguf::open(&file).and_then(|file| file.sha256()).expect("digest");
+        let serving = ServingSpec { path, context, rope, kv_mib: 16, ..ServingSpec::default() };
+        Model::open(&file, sha256, &Device::Cpu, &serving, 2)
+    }
+
+    /// The last logits of `ids`, read in pieces.
+    fn last(model: &Model, ids: &[u32]) -> Vec<f32> {
+        let mut compute = model.compute().expect("slots");
+        let mut found = Vec::new();
+        for ids in ids.chunks(compute.rows_max()) {
+            let span = Span { slot: SlotId(0), ids, adapter: None, logits: LogitRows::Last };
+            found = compute.pass(&[span], &mut []).expect("a pass").to_vec();
+        }
+        found
+    }
+
+    #[test]
+    fn packed_weights_answer_unless_the_plain_way_is_asked_for() {
+        assert_eq!(ServingSpec::default().path, ComputePath::Packed);
+        let packed = open(ComputePath::Packed, None, None).and_then(|model| model.compute()).expect("slots");
+        assert!(matches!(packed, Compute::Packed(_)));
+        let plain = open(ComputePath::Reference, None, None).and_then(|model| model.compute()).expect("slots");
+        assert!(matches!(plain, Compute::Reference(_)));
+    }
+
+    #[test]
+    fn beyond_the_trained_context_both_ways_read_stretched_positions_alike() {
+        let ids: Vec<u32> = (0..1500).map(|i| 10 + i * 37 % 200).collect();
+        let stretched = [
+            Some(RopeSpec::Linear { factor: 4.0 }),
+            Some(YARN),
+            Some(RopeSpec::Llama3 { factor: 4.0, original_context: 512 }),
+        ];
+        let mut before: Option<Vec<f32>> = None;
+        for rope in stretched {
+            let found = [ComputePath::Packed, ComputePath::Reference]
+                .map(|path| last(&open(path, Some(2048), rope).expect("opens"), &ids));
+            let size = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            let apart = size(&mut found[0].iter().zip(&found[1]).map(|(a, b)| a - b));
+            let apart = apart / size(&mut found[1].iter().copied());
+            assert!(apart < 0.05, "{rope:?}: {apart}");
+            assert_ne!(before, Some(found[0].clone()), "a stretching has no effect");
+            before = Some(found[0].clone());
+        }
+    }
+
+    #[test]
+    fn contexts_that_positions_do_not_reach_are_refused() {
+        let refused =
+            |context, rope| matches!(open(ComputePath::Packed, Some(context), rope), Err(ModelError::Serving(_)));
+        assert!(!refused(512, None) && !refused(100, None) && !refused(2048, Some(YARN)));
+        assert!(refused(513, None) && refused(2049, Some(YARN)) && refused(u32::MAX, Some(YARN)));
+        assert!(refused(600, Some(RopeSpec::Linear { factor: f32::NAN })));
+        assert!(refused(600, Some(RopeSpec::Linear { factor: 0.5 })));
+        assert!(refused(600, Some(RopeSpec::Yarn { factor: 2.0, original_context: 0 })));
+    }
 }

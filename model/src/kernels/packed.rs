@@ -17,8 +17,10 @@
 //! fill a block or a tile are zeros.
 
 use super::format::{BLOCK, WeightBlock, WeightFormat};
+use super::lanes::fetch;
 use super::lines::{Arena, Lines};
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// Outputs of one tile.
 pub const TILE: usize = 16;
@@ -250,6 +252,12 @@ impl PackedMatrix {
     #[must_use]
     pub const fn row_tiles(&self) -> usize {
         self.rows.div_ceil(TILE)
+    }
+
+    /// Asks for the memory of some tiles, which will be read soon.
+    pub fn fetch(&self, tiles: Range<usize>) {
+        let bytes = &self.lines.bytes()[tiles.start * self.tile_bytes..tiles.end * self.tile_bytes];
+        bytes.iter().step_by(64).for_each(|byte| fetch(byte));
     }
 
     /// The bytes of one tile.

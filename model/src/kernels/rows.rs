@@ -201,9 +201,14 @@ fn each_row(pool: &mut Pool, rows: usize, work: &(dyn Fn(usize) + Sync)) {
     pool.run(rows.div_ceil(size), &|task, _| (task * size..rows.min((task + 1) * size)).for_each(work));
 }
 
-/// What is done with tiles of an output after they were computed, by the thread that did it. It is given the finished
-/// numbers of [`Middle`].
-pub type After<'a> = dyn Fn(&[f32], Range<usize>, &mut OutRows<'_>) + Sync + 'a;
+/// What is added to the tiles of an output by the thread that computes them.
+pub trait After: Sync {
+    /// Asks for the memory of what will be added to some tiles, before they are computed.
+    fn ahead(&self, tiles: Range<usize>);
+
+    /// Adds to some tiles that were just computed; `h` are the finished numbers of [`Middle`].
+    fn add(&self, h: &[f32], tiles: Range<usize>, out: &mut OutRows<'_>);
+}
 
 /// One product of several that read the same input.
 pub struct Product<'a> {
@@ -213,8 +218,8 @@ pub struct Product<'a> {
     pub out: OutRows<'a>,
     /// Whether it is added to what is there.
     pub accumulate: bool,
-    /// What is done with its tiles afterwards.
-    pub after: Option<&'a After<'a>>,
+    /// What is added to its tiles.
+    pub after: Option<&'a dyn After>,
 }
 
 /// The narrow middle of low-rank adapters, `h = A·x` times what each row gives to a part. Computed tile by tile in the fork of the
@@ -309,9 +314,12 @@ impl Shared<'_, '_> {
         let tiles = part * size..one.weights.row_tiles().min((part + 1) * size);
         // SAFETY: tasks have tiles of their own.
         let mut out = unsafe { one.out.alias() };
+        if let Some(after) = one.after {
+            after.ahead(tiles.clone());
+        }
         product(instructions, x, rows, one.weights, tiles.clone(), &mut out, one.accumulate);
         if let Some(after) = one.after {
-            after(self.middle(), tiles, &mut out);
+            after.add(self.middle(), tiles, &mut out);
         }
     }
 }
@@ -396,6 +404,23 @@ mod tests {
         }
     }
 
+    /// Adds the last row of a product once more.
+    struct Twice<'a> {
+        instructions: Instructions,
+        input: &'a Activations,
+        weights: &'a PackedMatrix,
+    }
+
+    impl After for Twice<'_> {
+        fn ahead(&self, tiles: Range<usize>) {
+            self.weights.fetch(tiles);
+        }
+
+        fn add(&self, _: &[f32], tiles: Range<usize>, out: &mut OutRows<'_>) {
+            product(self.instructions, self.input, 4..5, self.weights, tiles, &mut out.from_row(4), true);
+        }
+    }
+
     #[test]
     fn spread_products_are_those_of_one_thread() {
         let (rows, width) = (5, 64);
@@ -406,9 +431,7 @@ mod tests {
             let mut input = Activations::new(rows, width, Keep::Quantised);
             input.fill(instructions, &x, rows, width);
             let (mut first, mut second) = (vec![0f32; rows * 100], vec![1f32; rows * 40]);
-            let after = |_: &[f32], tiles: Range<usize>, out: &mut OutRows<'_>| {
-                product(instructions, &input, 4..5, &weights[1], tiles, &mut out.from_row(4), true);
-            };
+            let after = Twice { instructions, input: &input, weights: &weights[1] };
             let mut all = [
                 Product { weights: &weights[0], out: OutRows::new(&mut first, 100), accumulate: false, after: None },
                 Product {

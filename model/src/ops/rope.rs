@@ -206,13 +206,49 @@ mod tests {
         assert!(rope(&random(&[1, 4], 1), &RopeTable::new(&tiny()), &vec![64].into()).is_err());
     }
 
+    /// Rates of some pairs for a stretching, against numbers computed with other code.
+    fn rates_are(config: &BackboneConfig, scaling: RopeScaling, expected: &[(usize, f64)]) {
+        let config = BackboneConfig { rope_scaling: scaling, ..config.clone() };
+        assert_eq!(config.check(), Ok(()));
+        for (pair, expected) in expected {
+            let found = rate(&config, *pair);
+            assert!((found / expected - 1.0).abs() < 1e-6, "pair {pair}: {found} for {expected}");
+        }
+    }
+
+    /// `_compute_yarn_parameters` and `_compute_llama3_parameters` of Hugging Face's `modeling_rope_utils.py`, transcribed to Python
+    /// and run in double precision; linear is the definition. The shapes are SmolLM2's and Llama 3.1's.
     #[test]
-    fn llama3_scaling_keeps_the_fast_and_divides_the_slow() {
+    fn stretched_rates_are_those_of_the_published_formulas() {
+        let smol = BackboneConfig { head_dim: 64, rope_theta: 1e5, ..tiny() };
+        let plain = |pair: i32| 1e5f64.powf(-f64::from(pair) / 32.0);
+        let halves = [0, 7, 31].map(|pair| (pair as usize, plain(pair) / 2.0));
+        rates_are(&smol, RopeScaling::Linear { factor: 2.0 }, &halves);
+        let yarn = RopeScaling::Yarn { factor: 4.0, original_context: 8192 };
+        let expected = [
+            (0, 1.0),
+            (8, 0.056_234_132_519_034_91),
+            (12, 0.011_334_932_173_388_254),
+            (16, 0.001_739_252_713_092_608_6),
+            (20, 0.000_187_473_552_333_113_96),
+            (31, 3.582_531_425_592_406_8e-6),
+        ];
+        rates_are(&smol, yarn.clone(), &expected);
+        let stretched = BackboneConfig { rope_scaling: yarn, ..smol.clone() };
+        assert!((sharpness(&stretched) - 1.138_629_436_111_989).abs() < 1e-12);
+        assert!((f64::from(RopeTable::new(&stretched).turns(0)[0].0) - sharpness(&stretched)).abs() < 1e-6);
+        let llama = BackboneConfig { head_dim: 128, rope_theta: 5e5, ..tiny() };
         let scaling =
             RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
-        let plain = BackboneConfig { head_dim: 128, rope_theta: 5e5, ..tiny() };
-        let scaled = BackboneConfig { rope_scaling: scaling, ..plain.clone() };
-        assert!((rate(&scaled, 0) - rate(&plain, 0)).abs() < 1e-12);
-        assert!((rate(&scaled, 63) * 8.0 - rate(&plain, 63)).abs() < 1e-12);
+        let expected = [
+            (0, 1.0),
+            (28, 0.003_211_445_994_752_591),
+            (29, 0.002_166_570_763_503_359),
+            (30, 0.001_371_893_567_761_138_1),
+            (32, 0.000_524_846_160_992_954_7),
+            (35, 9.556_212_353_964_683e-5),
+            (63, 3.068_925_988_914_511e-7),
+        ];
+        rates_are(&llama, scaling, &expected);
     }
 }

@@ -234,17 +234,9 @@ impl Adapted {
         self.find_tiles(spans, layer, site);
         let Self { groups, h, uses, factors, tiles } = self;
         let (groups, uses, factors) = (&*groups, &*uses, &*factors);
-        let after: [_; N] = std::array::from_fn(|linear| {
-            move |h: &[f32], tiles: Range<usize>, out: &mut OutRows<'_>| {
-                for group in groups {
-                    if let Some(mixture) = packed(spans, group.span) {
-                        let at = (mixture.site(layer, site), linear);
-                        widen(instructions, mixture, group, at, (h, uses), (site, tiles.clone()), out);
-                    }
-                }
-            }
-        });
-        let mut after = after.iter().map(|after| (!groups.is_empty()).then_some(after as &After<'_>));
+        let after: [_; N] =
+            std::array::from_fn(|linear| Widening { instructions, spans, layer, at: (site, linear), groups, uses });
+        let mut after = after.iter().map(|after| (!groups.is_empty()).then_some(after as &dyn After));
         let mut all =
             all.map(|(weights, out, accumulate)| Product { weights, out, accumulate, after: after.next().flatten() });
         let stack = |number: usize| stack(spans, layer, site, &groups[number], factors);
@@ -267,22 +259,41 @@ fn stack<'a>(spans: &'a [Span<'_>], layer: usize, site: Site, group: &Group, fac
     }
 }
 
-/// Adds the low-rank parts of a group to some tiles of the output of a linear map.
-fn widen(
+/// The low-rank parts of every group on their way into the output of a linear map.
+struct Widening<'a> {
     instructions: Instructions,
-    mixture: &PackedMixture,
-    group: &Group,
-    (parts, linear): (&AdapterSite, usize),
-    (h, uses): (&[f32], &[Run]),
-    (site, tiles): (Site, Range<usize>),
-    out: &mut OutRows<'_>,
-) {
-    let stride = parts.a.rows();
-    for part in group.parts(site) {
-        let h = &h[group.h_at + linear * parts.width + mixture.columns(part).start..];
-        let runs = &uses[group.parts_at + part * group.rows..][..group.rows];
-        let low = LowRank { h, stride, runs, runs_per_row: 1 };
-        product_columns(instructions, &low, &parts.b[linear][part], tiles.clone(), &mut out.from_row(group.first_row));
+    spans: &'a [Span<'a>],
+    layer: usize,
+    /// The site, and which of its linear maps.
+    at: (Site, usize),
+    groups: &'a [Group],
+    uses: &'a [Run],
+}
+
+impl Widening<'_> {
+    /// Every part that rows of a group take.
+    fn each(&self, mut f: impl FnMut(&Group, &PackedMixture, &AdapterSite, usize)) {
+        for group in self.groups {
+            let Some(mixture) = packed(self.spans, group.span) else { continue };
+            let site = mixture.site(self.layer, self.at.0);
+            group.parts(self.at.0).for_each(|part| f(group, mixture, site, part));
+        }
+    }
+}
+
+impl After for Widening<'_> {
+    fn ahead(&self, tiles: Range<usize>) {
+        self.each(|_, _, site, part| site.b[self.at.1][part].fetch(tiles.clone()));
+    }
+
+    fn add(&self, h: &[f32], tiles: Range<usize>, out: &mut OutRows<'_>) {
+        self.each(|group, mixture, site, part| {
+            let h = &h[group.h_at + self.at.1 * site.width + mixture.columns(part).start..];
+            let runs = &self.uses[group.parts_at + part * group.rows..][..group.rows];
+            let low = LowRank { h, stride: site.a.rows(), runs, runs_per_row: 1 };
+            let out = &mut out.from_row(group.first_row);
+            product_columns(self.instructions, &low, &site.b[self.at.1][part], tiles.clone(), out);
+        });
     }
 }
 

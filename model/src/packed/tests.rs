@@ -120,6 +120,56 @@ fn logits_are_near_the_reference_in_every_format() {
     }
 }
 
+/// A number in a range, by case and purpose.
+fn pick(case: u64, purpose: u64, range: std::ops::RangeInclusive<usize>) -> usize {
+    let span = (range.end() - range.start() + 1) as u64;
+    let mixed = (case * 977 + purpose * 131 + 7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    range.start() + usize::try_from((mixed >> 33) % span).unwrap()
+}
+
+fn random_shape(case: u64) -> BackboneConfig {
+    let kv_heads = pick(case, 0, 1..=3);
+    BackboneConfig {
+        vocab: pick(case, 1, 83..=120),
+        hidden: pick(case, 2, 1..=9) * if case % 2 == 0 { 32 } else { 25 },
+        ffn: pick(case, 3, 2..=12) * if case % 3 == 0 { 31 } else { 32 },
+        layers: pick(case, 4, 1..=3),
+        heads: kv_heads * pick(case, 5, 1..=5),
+        kv_heads,
+        head_dim: 2 * pick(case, 6, 1..=40),
+        tied_head: case % 4 < 2,
+        ..config()
+    }
+}
+
+/// Shapes whose sides are no multiples of tiles, blocks and registers, in every set of instructions. Narrow models have more noise.
+#[test]
+fn random_shapes_are_near_the_reference() {
+    let kinds = [
+        (GgmlDType::F32, WeightFormat::F32, 1e-2),
+        (GgmlDType::Q4_1, WeightFormat::Q4_1, 0.15),
+        (GgmlDType::BF16, WeightFormat::Bf16, 1e-2),
+        (GgmlDType::Q8_0, WeightFormat::Q8_0, 0.15),
+    ];
+    for (case, (kind, format, bound)) in (0..20).zip(kinds.into_iter().cycle()) {
+        let config = random_shape(case);
+        let (weights, backbone) = model(&config, kind, format);
+        let adapter = adapter(&config, pick(case, 7, 2..=9), case + 1);
+        let ids = ids(pick(case, 8, 1..=120), 3);
+        for adapter in [None, Some(&adapter)] {
+            let mixture = adapter.map(|adapter| &adapter.mixture);
+            let expected = backbone.logits_all(&ids, mixture).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let bound = if adapter.is_some() { bound + 0.05 } else { bound };
+            for instructions in Instructions::available() {
+                let mut executor = executor(&weights, 2, instructions);
+                let found = executor.pass(&[span(0, &ids, adapter, LogitRows::All)], &mut []).unwrap();
+                let apart = apart(found, &expected);
+                assert!(apart < bound, "{config:?} {format:?} {instructions:?} {}: {apart}", ids.len());
+            }
+        }
+    }
+}
+
 /// What three conversations with different generations give when they are read alone and whole.
 fn alone(weights: &Arc<PackedWeights>, talks: &[(Vec<u32>, Option<Arc<ServingAdapter>>)]) -> Vec<Vec<f32>> {
     let each = |(slot, (ids, adapter)): (usize, &(Vec<u32>, Option<Arc<ServingAdapter>>))| {

@@ -5,6 +5,7 @@ use super::{Job, LowRank, OutRows};
 use crate::kernels::activation::{InputBlock, quantise_row};
 use crate::kernels::packed::{PackKind, PackedMatrix, TILE, q8_quants_at};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Outputs of a register.
 const LANES: usize = 8;
@@ -76,17 +77,18 @@ unsafe fn rows<const R: usize>(job: Job<'_>, row: usize, out: &mut OutRows<'_>) 
     R
 }
 
-/// The chosen columns of one tile for all rows.
+/// The chosen columns of some tiles for all rows.
 ///
 /// # Safety
 /// The bounds are checked.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn columns(x: &LowRank<'_>, w: &PackedMatrix, tile: usize, out: &mut OutRows<'_>) {
-    let weights = w.tile(tile).as_ptr();
-    let lanes_all = w.tile_rows(tile);
+pub(super) unsafe fn columns(x: &LowRank<'_>, w: &PackedMatrix, tiles: Range<usize>, out: &mut OutRows<'_>) {
     for row in (0..x.rows()).filter(|row| x.is_chosen(*row)) {
         let h = x.row(row, w.cols()).as_ptr();
-        for half in 0..lanes_all.div_ceil(LANES) {
+        for half in tiles.start * 2..tiles.end * 2 {
+            let (tile, half) = (half / 2, half % 2);
+            let lanes = w.tile_rows(tile).saturating_sub(half * LANES).min(LANES);
+            let weights = w.tile(tile).as_ptr();
             let mut sum = _mm256_setzero_ps();
             for run in x.runs(row) {
                 for col in run.first..run.first + run.len {
@@ -97,8 +99,9 @@ pub(super) unsafe fn columns(x: &LowRank<'_>, w: &PackedMatrix, tile: usize, out
                     }
                 }
             }
-            let lanes = (lanes_all - half * LANES).min(LANES);
-            put(sum, out.part(row, tile * TILE + half * LANES, lanes), true);
+            if lanes > 0 {
+                put(sum, out.part(row, tile * TILE + half * LANES, lanes), true);
+            }
         }
     }
 }

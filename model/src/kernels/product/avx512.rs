@@ -1,10 +1,11 @@
 //! The products with 512-bit registers: one lane for each output of a tile, `vpdpbusd` for quantised weights. Several rows
 //! share the weights in registers; the sum of a row does not depend on how many.
 
-use super::{Job, LowRank, OutRows};
+use super::{Job, LowRank, OutRows, Run};
 use crate::kernels::activation::{InputBlock, quantise_row};
 use crate::kernels::packed::{PackKind, PackedMatrix, TILE, q8_quants_at};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// How many bytes ahead weights are asked for; measured.
 const AHEAD: usize = 2048;
@@ -79,21 +80,72 @@ unsafe fn rows<const R: usize>(job: Job<'_>, row: usize, out: &mut OutRows<'_>) 
     R
 }
 
-/// The chosen columns of one tile for all rows.
+/// The chosen columns of some tiles for all rows: row after row, so that what is done once for a row is not done for each tile
+/// (a tile of a narrow matrix is a few loads).
 ///
 /// # Safety
 /// The bounds are checked.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) unsafe fn columns(x: &LowRank<'_>, w: &PackedMatrix, tile: usize, out: &mut OutRows<'_>) {
-    let weights = w.tile(tile).as_ptr();
+pub(super) unsafe fn columns(x: &LowRank<'_>, w: &PackedMatrix, tiles: Range<usize>, out: &mut OutRows<'_>) {
     for row in (0..x.rows()).filter(|row| x.is_chosen(*row)) {
-        let h = x.row(row, w.cols()).as_ptr();
-        let mut sum = _mm512_setzero_ps();
-        for run in x.runs(row) {
-            for col in run.first..run.first + run.len {
-                // SAFETY: the caller checked that the columns of all runs are there.
-                sum = unsafe { _mm512_fmadd_ps(load_halves(weights.add(col * 32)), _mm512_set1_ps(*h.add(col)), sum) };
+        let h = x.row(row, w.cols());
+        let is_whole = *x.runs(row) == [Run { first: 0, len: w.cols() }];
+        // SAFETY: the caller checked that the columns of all runs are there; a run of all has as many as `h`.
+        unsafe {
+            match (is_whole, w.cols()) {
+                (true, 4) => all_columns::<4>(h, w, tiles.clone(), row, out),
+                (true, 8) => all_columns::<8>(h, w, tiles.clone(), row, out),
+                (true, 16) => all_columns::<16>(h, w, tiles.clone(), row, out),
+                _ => some_columns(h, x.runs(row), w, tiles.clone(), row, out),
             }
+        }
+    }
+}
+
+/// All of `N` columns for one row, whose numbers stay in registers; the same sums as [`some_columns`].
+///
+/// # Safety
+/// There are `N` columns and numbers.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn all_columns<const N: usize>(
+    h: &[f32],
+    w: &PackedMatrix,
+    tiles: Range<usize>,
+    row: usize,
+    out: &mut OutRows<'_>,
+) {
+    let h: [__m512; N] = std::array::from_fn(|col| _mm512_set1_ps(h[col]));
+    for tile in tiles {
+        let weights = w.tile(tile).as_ptr();
+        let mut sum = _mm512_setzero_ps();
+        for (col, h) in h.iter().enumerate() {
+            // SAFETY: as the caller promises.
+            sum = unsafe { _mm512_fmadd_ps(load_halves(weights.add(col * 32)), *h, sum) };
+        }
+        put(sum, out.part(row, tile * TILE, w.tile_rows(tile)), true);
+    }
+}
+
+/// Some columns for one row.
+///
+/// # Safety
+/// The columns of all runs are there.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn some_columns(
+    h: &[f32],
+    runs: &[Run],
+    w: &PackedMatrix,
+    tiles: Range<usize>,
+    row: usize,
+    out: &mut OutRows<'_>,
+) {
+    for tile in tiles {
+        let weights = w.tile(tile).as_ptr();
+        let mut sum = _mm512_setzero_ps();
+        for col in runs.iter().flat_map(|run| run.first..run.first + run.len) {
+            // SAFETY: as the caller promises.
+            let column = unsafe { load_halves(weights.add(col * 32)) };
+            sum = _mm512_fmadd_ps(column, _mm512_set1_ps(h[col]), sum);
         }
         put(sum, out.part(row, tile * TILE, w.tile_rows(tile)), true);
     }

@@ -263,17 +263,15 @@ pub fn product_columns(
     }
     assert!((rows - 1) * x.stride + w.cols() <= x.h.len(), "the narrow rows are too short");
     out.check(rows, w.rows().min(tiles.end * TILE));
-    for tile in tiles {
-        match instructions {
-            Instructions::Portable => portable::columns(x, w, tile, out),
-            // SAFETY: `check` saw the instructions; the bounds are asserted above.
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 => unsafe { avx2::columns(x, w, tile, out) },
-            // SAFETY: `check` saw the instructions; the bounds are asserted above.
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 => unsafe { avx512::columns(x, w, tile, out) },
-            #[cfg(not(target_arch = "x86_64"))]
-            Instructions::Avx2 | Instructions::Avx512 => portable::columns(x, w, tile, out),
-        }
+    match instructions {
+        Instructions::Portable => portable::columns(x, w, tiles, out),
+        // SAFETY: `check` saw the instructions; the bounds are asserted above.
+        #[cfg(target_arch = "x86_64")]
+        Instructions::Avx2 => unsafe { avx2::columns(x, w, tiles, out) },
+        // SAFETY: `check` saw the instructions; the bounds are asserted above.
+        #[cfg(target_arch = "x86_64")]
+        Instructions::Avx512 => unsafe { avx512::columns(x, w, tiles, out) },
+        #[cfg(not(target_arch = "x86_64"))]
+        Instructions::Avx2 | Instructions::Avx512 => portable::columns(x, w, tiles, out),
     }
 }

@@ -4,6 +4,7 @@ use super::{Job, LowRank, OutRows};
 use crate::kernels::activation::InputBlock;
 use crate::kernels::packed::{PackKind, PackedMatrix, TILE, q8_quants_at};
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// One number for each output of a tile.
 type Lanes = [f32; TILE];
@@ -28,20 +29,21 @@ pub(super) fn tile(job: Job<'_>, out: &mut OutRows<'_>) {
     }
 }
 
-/// The chosen columns of one tile for all rows.
-pub(super) fn columns(x: &LowRank<'_>, w: &PackedMatrix, tile: usize, out: &mut OutRows<'_>) {
-    let weights = w.tile(tile);
+/// The chosen columns of some tiles for all rows.
+pub(super) fn columns(x: &LowRank<'_>, w: &PackedMatrix, tiles: Range<usize>, out: &mut OutRows<'_>) {
     for row in (0..x.rows()).filter(|row| x.is_chosen(*row)) {
         let h = x.row(row, w.cols());
-        let mut sums = [0.0; TILE];
-        for run in x.runs(row) {
-            for col in run.first..run.first + run.len {
-                let column = halves(&weights[col * 32..]);
-                sums.iter_mut().zip(column).for_each(|(sum, weight)| *sum += weight * h[col]);
+        for tile in tiles.clone() {
+            let (weights, mut sums) = (w.tile(tile), [0.0; TILE]);
+            for run in x.runs(row) {
+                for col in run.first..run.first + run.len {
+                    let column = halves(&weights[col * 32..]);
+                    sums.iter_mut().zip(column).for_each(|(sum, weight)| *sum += weight * h[col]);
+                }
             }
+            let part = out.part(row, tile * TILE, w.tile_rows(tile));
+            part.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
         }
-        let part = out.part(row, tile * TILE, w.tile_rows(tile));
-        part.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
     }
 }
 
