@@ -13,6 +13,8 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
+/// Its control tokens, those that end an answer among them.
+pub const CONTROL_IDS: std::ops::Range<u32> = 0..CONTROLS.len() as u32;
 /// Control tokens, ids from 0.
 const CONTROLS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 /// Merges in their order; `Ġ` is a space.

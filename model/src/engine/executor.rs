@@ -106,7 +106,7 @@ impl Floor<'_> {
             }
             stays
         });
-        self.state.set_leaving(!self.leaving.is_empty());
+        self.state.set_leaving(self.leaving.len());
     }
 
     fn step(&mut self) {

@@ -160,7 +160,7 @@ impl<'a> Intake<'a> {
 
     /// Answers under way keep the base model they began with; the next ones wait for the new one.
     fn replace_base(&self, path: &Path, sha256: [u8; 32], serving: &ServingSpec) -> Result<Arc<Base>, EngineFailure> {
-        if self.state.is_leaving() {
+        if !self.state.has_room_for_base() {
             return Err(busy());
         }
         self.state.set_base(None);

@@ -8,12 +8,14 @@ use crate::schedule::{AdapterGeneration, Desk, Scheduler};
 use candle_core::Device;
 use empathd_proto::ids::AdapterId;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Most adapter generations in memory: the active one, its predecessor, candidates at their gate.
 pub(super) const MAX_ADAPTERS: usize = 8;
+/// Most replaced base models that answer to the end what they began.
+const MAX_LEAVING: usize = 2;
 /// Longest a trainer waits for answers between two layers, so that it moves on under any load.
 const MAX_YIELD: Duration = Duration::from_secs(2);
 
@@ -27,7 +29,7 @@ pub(super) struct State {
     base: Mutex<Option<Arc<Base>>>,
     /// There while no connection has it.
     scheduler: Mutex<Option<Scheduler>>,
-    leaving: AtomicBool,
+    leaving: AtomicUsize,
     adapters: Mutex<BTreeMap<AdapterId, AdapterGeneration>>,
     generations: AtomicU64,
     embedder: Mutex<Option<KnownEmbedder>>,
@@ -47,7 +49,7 @@ impl State {
             desk: Arc::new(Desk::new(Arc::new(move || begun.elapsed()))),
             base: Mutex::default(),
             scheduler: Mutex::default(),
-            leaving: AtomicBool::new(false),
+            leaving: AtomicUsize::new(0),
             adapters: Mutex::default(),
             generations: AtomicU64::new(0),
             embedder: Mutex::default(),
@@ -76,13 +78,14 @@ impl State {
         *lock(&self.scheduler) = scheduler;
     }
 
-    /// The executor says whether a replaced base model still has answers under way.
-    pub(super) fn set_leaving(&self, leaving: bool) {
-        self.leaving.store(leaving, Ordering::Relaxed);
+    /// The executor says how many replaced base models still have answers under way.
+    pub(super) fn set_leaving(&self, models: usize) {
+        self.leaving.store(models, Ordering::Relaxed);
     }
 
-    pub(super) fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Relaxed)
+    /// Whether there is room for one more base model beside those that were replaced.
+    pub(super) fn has_room_for_base(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed) < MAX_LEAVING
     }
 
     pub(super) fn embedder(&self) -> Option<KnownEmbedder> {

@@ -110,7 +110,8 @@ impl Admission {
                 .clamp(RETRY_AFTER_MS.0, RETRY_AFTER_MS.1),
         };
         let late = match ask.first_token_within {
-            Some(within) if class != ServiceClass::Crisis => {
+            // Where nobody is before him, coming again would not help.
+            Some(within) if class != ServiceClass::Crisis && !wait.is_zero() => {
                 (wait + ledger.reading(prompt_tokens)).checked_sub(within).filter(|late| !late.is_zero())
             }
             _ => None,

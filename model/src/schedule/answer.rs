@@ -93,7 +93,7 @@ pub struct Answer {
     pub(super) cancel: Cancel,
     pub(super) place: Place,
     /// Until when the first token must come, by the desk's clock.
-    pub(super) deadline: Option<Duration>,
+    deadline: Option<Duration>,
     /// Where its keys and values are, while it runs.
     pub(super) slot: Option<SlotId>,
     /// When it began to run, counted; the order of those that run.
@@ -228,6 +228,15 @@ impl Answer {
     /// Whether there is nothing to be made at all.
     pub(super) fn is_empty(&self) -> bool {
         self.allowed == 0
+    }
+
+    /// Whether the first token would come after its deadline even if the prompt, which takes `reading`, were read from
+    /// `now` on. A prompt that can never be read in time has its deadline for waiting alone.
+    pub(super) fn is_late(&self, now: Duration, reading: Duration) -> bool {
+        self.deadline.is_some_and(|deadline| {
+            let hopeless = self.arrived + reading > deadline;
+            now + if hopeless { Duration::ZERO } else { reading } > deadline
+        })
     }
 
     /// What can be taken over from others: everything but the last token, whose row must be computed.

@@ -213,9 +213,7 @@ impl<C: Computes> Scheduler<C> {
         let (now, admission) = (self.desk.now(), &self.desk.admission);
         let late = |answer: &Answer| {
             let reading = admission.reading(answer.prompt_tokens());
-            answer.class != ServiceClass::Crisis
-                && answer.made() == 0
-                && answer.deadline.is_some_and(|deadline| now + reading > deadline)
+            answer.class != ServiceClass::Crisis && answer.made() == 0 && answer.is_late(now, reading)
         };
         let late = self.queue.take(late);
         self.desk.count(|status| status.late += late.len() as u64);

@@ -59,6 +59,9 @@ fn who_would_be_answered_too_late_is_told_and_a_crisis_never_is() {
     };
     let now = stage.scheduler.now();
     assert!(is_length(&stage.answer(hurried(1, ServiceClass::Interactive, now))));
+    let long = |arrived| Request { prompt: prompt(1, 400), ..hurried(5, ServiceClass::Interactive, arrived) };
+    let now = stage.scheduler.now();
+    assert!(is_length(&stage.answer(long(now))), "nobody is before it, and later it would take as long");
     let now = stage.scheduler.now();
     stage.submit(hurried(2, ServiceClass::Interactive, now));
     stage.submit(hurried(3, ServiceClass::Crisis, now));

@@ -1,0 +1,9 @@
+//! The engine over its socket, by what is tested.
+
+mod answers;
+mod hostile;
+mod load;
+mod support;
+mod swap;
+mod training;
+mod wire;
