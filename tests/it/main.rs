@@ -24,3 +24,5 @@ mod faults;
 mod flow;
 /// Many at once: callers who leave, more than can be answered, a change of generation, a stop.
 mod serving;
+/// OpenAI's own client, from pip.
+mod openai;

@@ -45,7 +45,8 @@ pub(super) struct ErrorMember<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     code: ErrorCode,
-    param: Option<()>,
+    /// The field that is named first, when one is at fault.
+    param: Option<&'a str>,
     next: &'a str,
 }
 
@@ -58,7 +59,8 @@ pub(super) fn error_member(problem: &Problem) -> ErrorMember<'_> {
         400..=499 => "invalid_request_error",
         _ => "server_error",
     };
-    ErrorMember { message: &problem.detail, kind, code: problem.code, param: None, next: &problem.next }
+    let param = problem.detail.split('`').nth(1).filter(|_| problem.code == ErrorCode::BadRequest);
+    ErrorMember { message: &problem.detail, kind, code: problem.code, param, next: &problem.next }
 }
 
 fn status(problem: &Problem) -> StatusCode {

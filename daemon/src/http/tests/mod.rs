@@ -206,6 +206,8 @@ async fn bad_requests_are_problems_that_name_the_next_step() {
         assert!(response.contains(named), "{named}: {response}");
         let problem: Problem = serde_json::from_value(json(&response)).expect("a problem");
         assert_eq!(problem.code.as_str(), code);
+        let field = named.strip_prefix('`').map_or(Value::Null, |field| field.trim_end_matches('`').into());
+        assert_eq!(json(&response)["error"]["param"], field);
         assert!(!problem.next.is_empty());
     }
     assert!(served.fake.kinds().iter().all(|kind| *kind == ActionKind::Unknown), "each refusal is recorded");
