@@ -226,18 +226,20 @@ impl Caller {
     /// Asks for a streamed answer and takes it in byte by byte, with a pause after each, for as long as it is awaited.
     ///
     /// # Errors
-    /// When the question cannot be asked.
+    /// When the question cannot be asked or is refused, or the answer ends.
     pub async fn read_slowly(&self, chat: &Value, pause: Duration) -> anyhow::Result<()> {
         let mut tls = self.open().await?;
         let body = streamed(chat)?;
-        let head =
-            format!("POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
-        tls.write_all(head.as_bytes()).await?;
+        let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+        tls.write_all(format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes()).await?;
         tls.write_all(&body).await?;
-        while tls.read_u8().await.is_ok() {
+        let mut status = [0; 12];
+        tls.read_exact(&mut status).await?;
+        ensure!(status == *b"HTTP/1.1 200", "refused: {}", String::from_utf8_lossy(&status));
+        loop {
+            tls.read_u8().await.context("the answer ended")?;
             tokio::time::sleep(pause).await;
         }
-        Ok(())
     }
 }
 
