@@ -131,8 +131,8 @@ fn random_shape(case: u64) -> BackboneConfig {
     let kv_heads = pick(case, 0, 1..=3);
     BackboneConfig {
         vocab: pick(case, 1, 83..=120),
-        hidden: pick(case, 2, 1..=9) * if case % 2 == 0 { 32 } else { 25 },
-        ffn: pick(case, 3, 2..=12) * if case % 3 == 0 { 31 } else { 32 },
+        hidden: pick(case, 2, 1..=9) * if case.is_multiple_of(2) { 32 } else { 25 },
+        ffn: pick(case, 3, 2..=12) * if case.is_multiple_of(3) { 31 } else { 32 },
         layers: pick(case, 4, 1..=3),
         heads: kv_heads * pick(case, 5, 1..=5),
         kv_heads,
