@@ -170,6 +170,26 @@ pub enum Grammar {
     JsonObject,
     /// JSON of this schema.
     JsonSchema(String),
+    /// Any text; whatever stands between the two marks is JSON of the schema.
+    Marked {
+        /// Begins what is JSON: letters, `_`, `<` and `>`.
+        open: String,
+        /// Ends it.
+        close: String,
+        /// The schema.
+        schema: String,
+    },
+}
+
+impl Grammar {
+    /// Its schema, if it has one.
+    #[must_use]
+    pub fn schema(&self) -> Option<&str> {
+        match self {
+            Self::JsonObject => None,
+            Self::JsonSchema(schema) | Self::Marked { schema, .. } => Some(schema),
+        }
+    }
 }
 
 impl std::fmt::Debug for Grammar {
@@ -177,6 +197,7 @@ impl std::fmt::Debug for Grammar {
         match self {
             Self::JsonObject => f.write_str("JsonObject"),
             Self::JsonSchema(schema) => write!(f, "JsonSchema({} bytes)", schema.len()),
+            Self::Marked { schema, .. } => write!(f, "Marked({} bytes)", schema.len()),
         }
     }
 }

@@ -145,11 +145,12 @@ fn form(
     };
     require(grammar.is_none(), "`response_format` other than text needs `tool_choice` none when there are `tools`.")?;
     let tools = Tools { offered, demand, parallel: parallel.unwrap_or(true) };
-    let fits = tools.grammar().is_none_or(|grammar| match grammar {
-        Grammar::JsonSchema(schema) => schema.len() <= MAX_GRAMMAR_BYTES,
-        Grammar::JsonObject => true,
-    });
-    require(fits, "The schemas of `tools` have at most 65536 bytes together.")?;
+    let grammar = tools.grammar();
+    let schema = grammar.as_ref().and_then(Grammar::schema);
+    require(
+        schema.is_none_or(|schema| schema.len() <= MAX_GRAMMAR_BYTES),
+        "The schemas of `tools` have at most 65536 bytes together.",
+    )?;
     Ok(Form::Tools(tools))
 }
 
@@ -168,7 +169,7 @@ fn offered(tool: Tool) -> Result<Offered, Problem> {
     require(is_name(&tool.function.name), "The name of a tool has 1 to 64 letters, digits, `_` and `-`.")?;
     let parameters = tool.function.parameters.as_ref().map(|schema| schema_text(schema, "`parameters`")).transpose()?;
     let described = serde_json::to_string(&tool).map_err(|_| bad_request("A tool cannot be written as JSON."))?;
-    Ok(Offered { name: tool.function.name, described, parameters })
+    Ok(Offered { name: tool.function.name, described, parameters, strict: tool.function.strict == Some(true) })
 }
 
 /// A schema's text; what it means is known to the engine.

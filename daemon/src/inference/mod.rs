@@ -274,7 +274,7 @@ fn specs(app: &App, actor: &Actor, call: AnswerCall, acute: bool) -> Vec<Generat
         Form::Json(wanted) => grammar = Some(wanted),
         Form::Tools(tools) => {
             grammar = tools.grammar();
-            if grammar.is_none() && !tools.parallel {
+            if tools.demand == tools::Demand::Free && !tools.parallel {
                 stop.push(tools::CLOSE.to_owned());
             }
             tools_told = Some(tools);

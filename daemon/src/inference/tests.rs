@@ -279,7 +279,8 @@ async fn callers_clients_and_urgency_reach_the_engine() {
 async fn tools_are_told_demanded_and_read_back() {
     let mut fixture = Fixture::unsealed("").await;
     let mut engine = fixture.connect().await;
-    let offered = vec![Offered { name: "look".into(), described: "{\"look\":1}".into(), parameters: None }];
+    let offered =
+        vec![Offered { name: "look".into(), described: "{\"look\":1}".into(), parameters: None, strict: false }];
     let tools = |demand, parallel| Form::Tools(Tools { offered: offered.clone(), demand, parallel });
     let free = asking(&fixture, AnswerCall { form: tools(Demand::Free, false), ..call("Look") });
     let (tag, spec) = asked(&mut engine).await;

@@ -14,6 +14,8 @@ const OPEN: &str = "<tool_call>";
 pub(crate) const CLOSE: &str = "</tool_call>";
 /// Longest text that is held back because it may become a call, in bytes; beyond it is shown as text.
 const HELD_BYTES_MAX: usize = 64 * 1024;
+/// Schema of arguments that are not held to one.
+const ANY_OBJECT: &str = r#"{"type":"object"}"#;
 /// Most calls of one choice; further ones are shown as text.
 const CALLS_MAX: usize = 32;
 
@@ -37,6 +39,8 @@ pub struct Offered {
     pub described: String,
     /// JSON schema of its arguments, if it has one.
     pub parameters: Option<String>,
+    /// Whether a call that is not demanded follows it too.
+    pub strict: bool,
 }
 
 /// Whether a tool must be asked for.
@@ -65,23 +69,37 @@ impl Tools {
         self.offered.iter().any(|tool| tool.name == name)
     }
 
-    /// What makes the model ask for a tool when it must.
+    /// Whether calls that are not demanded are held to a schema.
+    fn is_strict(&self) -> bool {
+        self.demand == Demand::Free && self.offered.iter().any(|tool| tool.strict)
+    }
+
+    /// What makes the model ask for a tool when it must, and follow its schema.
     pub(crate) fn grammar(&self) -> Option<Grammar> {
         if let Some(only) = self.only() {
             return Some(Grammar::JsonSchema(only.schema().to_owned()));
         }
-        if self.demand == Demand::Free {
-            return None;
+        match self.demand {
+            Demand::Free if !self.is_strict() => None,
+            Demand::Free => {
+                let schema = self.calls(|tool| if tool.strict { tool.schema() } else { ANY_OBJECT });
+                Some(Grammar::Marked { open: OPEN.to_owned(), close: CLOSE.to_owned(), schema })
+            }
+            Demand::Any | Demand::Named(_) => Some(Grammar::JsonSchema(self.calls(Offered::schema))),
         }
-        let call = |(place, tool): (usize, &Offered)| {
+    }
+
+    /// The schema of a call of any of them.
+    fn calls<'a>(&'a self, schema: impl Fn(&'a Offered) -> &'a str) -> String {
+        let call = |(place, tool): (usize, &'a Offered)| {
             let name = serde_json::Value::from(tool.name.as_str());
-            let arguments = rooted(tool.schema(), &format!("/anyOf/{place}/properties/arguments"));
+            let arguments = rooted(schema(tool), &format!("/anyOf/{place}/properties/arguments"));
             format!(
                 r#"{{"type":"object","properties":{{"name":{{"const":{name}}},"arguments":{arguments}}},"required":["name","arguments"],"additionalProperties":false}}"#
             )
         };
         let calls: Vec<String> = self.offered.iter().enumerate().map(call).collect();
-        Some(Grammar::JsonSchema(format!(r#"{{"anyOf":[{}]}}"#, calls.join(","))))
+        format!(r#"{{"anyOf":[{}]}}"#, calls.join(","))
     }
 
     /// What the model is told.
@@ -221,8 +239,8 @@ impl Reader {
 
     /// Takes the next certain thing from what is held.
     fn step(&mut self, parts: &mut Vec<Part>) -> bool {
-        // A whole answer in braces may be a call without its tags.
-        if !self.spoken && self.calls == 0 && self.held.trim_start().starts_with('{') {
+        // A whole answer in braces may be a call without its tags, and without what holds those to their schemas.
+        if !self.tools.is_strict() && !self.spoken && self.calls == 0 && self.held.trim_start().starts_with('{') {
             return self.overflow(parts);
         }
         let Some(at) = self.held.find(OPEN) else {
@@ -277,6 +295,7 @@ impl Reader {
         let mut parts = Vec::new();
         let mut call = match self.tools.only() {
             Some(only) => self.forced(only, &self.held, cut),
+            None if self.tools.is_strict() => None,
             None => self.called(&self.held),
         };
         if call.is_none() && self.tools.demand == Demand::Free {
@@ -338,6 +357,7 @@ mod tests {
             name: (*name).to_owned(),
             described: format!("{{\"name\":\"{name}\"}}"),
             parameters: Some("{\"type\":\"object\"}".to_owned()),
+            strict: false,
         });
         Tools { offered: offered.collect(), demand, parallel: true }
     }
@@ -428,6 +448,21 @@ mod tests {
         let text = "{\"name\":\"look\",\"arguments\":{\"q\":2}}";
         assert_eq!(read(&any, text, 3, false), (String::new(), vec!["look {\"q\":2}".to_owned()]));
         assert_eq!(read(&any, "{\"name\":\"lo", 3, true), (String::new(), vec![]));
+    }
+
+    #[test]
+    fn a_strict_tool_is_held_to_its_schema_where_it_is_called_freely() {
+        let mut both = tools(&["look", "book"], Demand::Free);
+        assert_eq!(both.grammar(), None);
+        both.offered[1].strict = true;
+        both.offered[1].parameters = Some("{\"type\":\"object\",\"required\":[\"x\"]}".into());
+        let Some(Grammar::Marked { open, close, schema }) = both.grammar() else { panic!("marked") };
+        assert_eq!((open.as_str(), close.as_str()), (OPEN, CLOSE));
+        let schema: serde_json::Value = serde_json::from_str(&schema).expect("JSON");
+        assert_eq!(schema["anyOf"][1]["properties"]["arguments"]["required"][0], "x");
+        let call = "{\"name\":\"book\",\"arguments\":{\"x\":1}}";
+        assert_eq!(read(&both, call, 4, false), (call.to_owned(), vec![]), "a call without tags followed no schema");
+        assert_eq!(read(&both, &format!("{OPEN}{call}{CLOSE}"), 4, false).1, ["book {\"x\":1}"]);
     }
 
     #[test]

@@ -106,15 +106,19 @@ impl GrammarFactory {
     /// # Errors
     /// [`GrammarError`]; within bounded time and memory for any schema.
     pub fn matcher(&self, grammar: &Grammar) -> Result<Matcher, GrammarError> {
-        let mut schema = match grammar {
-            Grammar::JsonObject => json!({ "type": "object" }),
-            Grammar::JsonSchema(text) => schema::read(text)?,
+        let mut schema = match grammar.schema() {
+            None => json!({ "type": "object" }),
+            Some(text) => schema::read(text)?,
         };
         if let Some(members) = schema.as_object_mut() {
             members.insert("x-guidance".to_owned(), json!({ "whitespace_pattern": WHITE_SPACE }));
         }
+        let whole = match grammar {
+            Grammar::JsonObject | Grammar::JsonSchema(_) => TopLevelGrammar::from_json_schema(schema),
+            Grammar::Marked { open, close, .. } => TopLevelGrammar::from_lark(marked(open, close, &schema)?),
+        };
         let compile = || {
-            let parser = self.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
+            let parser = self.factory.create_parser(whole);
             let mut inner = llguidance::Matcher::new(parser);
             match inner.get_error() {
                 Some(words) => Err(refusal(&words)),
@@ -127,6 +131,25 @@ impl GrammarFactory {
             reader.map_err(|_| GrammarError::TooCostly)?.join().map_err(|_| GrammarError::TooCostly)?
         })
     }
+}
+
+/// Any text in which what stands between the marks is JSON of the schema, in the language of the library: text up to the
+/// first mark that opens, as short as may be, then JSON and the mark that closes, again and again; then text without a mark.
+fn marked(open: &str, close: &str, schema: &serde_json::Value) -> Result<String, GrammarError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'<' | b'>');
+    if open.is_empty() || close.is_empty() || !open.bytes().all(plain) {
+        return Err(GrammarError::Unusable("its marks are not plain"));
+    }
+    let close = json!(close);
+    Ok(format!(
+        "start: (upto call)* rest?\n\
+         upto[lazy]: /(?s:.*){open}/\n\
+         call: BLANK? value BLANK? {close}\n\
+         value: %json {schema}\n\
+         rest: REST\n\
+         REST: /(?s:.+)/ & ~/(?s:.*){open}(?s:.*)/\n\
+         BLANK: /{WHITE_SPACE}/\n"
+    ))
 }
 
 /// What the library's words mean. They quote the schema and are not passed on.

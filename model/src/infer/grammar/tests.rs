@@ -181,3 +181,35 @@ fn a_wide_object_of_optional_members_can_be_followed() {
     let (text, _) = answer(&wide, 3, 60).expect("followed");
     assert!(text.starts_with('{'), "{text}");
 }
+
+/// Whether every token of the text may stand where it does, and whether the answer may end behind it.
+fn follows(grammar: &Grammar, text: &str) -> Option<bool> {
+    let mut matcher = FACTORY.matcher(grammar).expect("readable");
+    for piece in TOKENIZER.encode(text).expect("encodes") {
+        matcher.took(piece.id).ok()?;
+    }
+    let mut logits = vec![0.0; TOKENIZER.len()];
+    matcher.restrict(&mut logits).ok()?;
+    Some(TOKENIZER.ends().iter().any(|end| logits[*end as usize] == 0.0))
+}
+
+#[test]
+fn between_marks_stands_json_of_the_schema_and_elsewhere_any_text() {
+    let schema = r#"{"type":"object","properties":{"a":{"enum":["x"]}},"required":["a"],"additionalProperties":false}"#;
+    let grammar = Grammar::Marked { open: "<call>".into(), close: "</call>".into(), schema: schema.into() };
+    for (text, may_end) in [
+        ("", Some(true)),
+        ("Words, 1 < 2 <ca", Some(true)),
+        ("Words. <call>", Some(false)),
+        ("<call>\n{\"a\": \"x\"}\n", Some(false)),
+        ("<call>{\"a\":\"x\"}</call>", Some(true)),
+        ("See <call>{\"a\":\"x\"}</call>\n<call>{\"a\":\"x\"}</call> and more", Some(true)),
+        ("<call>{\"b\"", None),
+        ("<call>words", None),
+        ("<call>{\"a\":\"x\"}</call> <call>{}", None),
+    ] {
+        assert_eq!(follows(&grammar, text), may_end, "{text}");
+    }
+    let odd = Grammar::Marked { open: "/.*/".into(), close: "x".into(), schema: schema.into() };
+    assert!(matches!(FACTORY.matcher(&odd), Err(GrammarError::Unusable(_))));
+}
