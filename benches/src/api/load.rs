@@ -9,6 +9,9 @@ use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+/// How long before its question a caller connects; a connection on which nobody asks is soon closed.
+const CONNECTED_BEFORE: Duration = Duration::from_secs(1);
+
 /// What callers were told.
 #[derive(Debug, Default)]
 pub(super) struct Told {
@@ -124,10 +127,12 @@ pub(super) async fn arrivals(stage: &Rc<Stage>, rate: f64, during: Duration) -> 
         let uniform = ((state >> 11) as f64 + 1.0) / (1_u64 << 53) as f64;
         at += -uniform.ln() / rate;
     }
-    let began = Instant::now() + Duration::from_millis(200);
+    let began = Instant::now() + CONNECTED_BEFORE;
     let caller = |stage: Rc<Stage>, at: f64| async move {
+        let at = began + Duration::from_secs_f64(at);
+        tokio::time::sleep_until(at - CONNECTED_BEFORE).await;
         let mut line = stage.caller.connect().await?;
-        tokio::time::sleep_until(began + Duration::from_secs_f64(at)).await;
+        tokio::time::sleep_until(at).await;
         let mut told = Told::default();
         told.ask(&stage, &mut line).await;
         Ok(told)
