@@ -1,6 +1,8 @@
 //! SmolLM2-135M-Instruct from its GGUF file, against figures of public implementations (transformers, torch) for the
 //! same weights: token ids, logits, likelihood of a text. Where the file cannot be fetched it is skipped, and says so.
 
+mod answers;
+
 use candle_core::{D, Device};
 use empathd_model::backbone::Backbone;
 use empathd_model::gguf;
@@ -34,7 +36,7 @@ static BACKBONE: LazyLock<Option<Backbone>> =
     LazyLock::new(|| MODEL.as_ref().map(|model| model.backbone().expect("loads")));
 
 static REFERENCE: LazyLock<Value> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("../../model/tests/parity/smollm2.json")).expect("the fixture is JSON")
+    serde_json::from_str(include_str!("../../../model/tests/parity/smollm2.json")).expect("the fixture is JSON")
 });
 
 fn numbers(value: &Value) -> Vec<f64> {
