@@ -64,8 +64,8 @@ pub(super) fn width(ready: &Ready) -> Result<u32, Problem> {
             Err(unavailable(&detail, "Check engine.embedder in the configuration and its files."))
         }
         Embedder::None => {
-            let next = "Put all-MiniLM-L6-v2/model.safetensors with config.json and tokenizer.json into the folder of the \
-                        models, or set engine.embedder in the configuration.";
+            let next = "Install the package empathd-model-minilm, or set engine.embedder in the configuration to the \
+                        model.safetensors of all-MiniLM-L6-v2, config.json and tokenizer.json beside it.";
             Err(Problem::new(ErrorCode::NotFound, "There is no model of embeddings.", next))
         }
     }
