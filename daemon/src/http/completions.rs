@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn what_is_not_honoured_is_refused_by_name() {
-        let many = format!(r#""prompt":[{}],"n":8"#, vec![r#""a""#; 5].join(","));
+        let many = format!(r#""prompt":[{}],"n":8"#, [r#""a""#; 5].join(","));
         for (fields, named) in [
             (r#""prompt":"a","echo":true"#, "`echo`"),
             (r#""prompt":"a","best_of":3"#, "`best_of`"),

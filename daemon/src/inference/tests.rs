@@ -257,7 +257,7 @@ async fn what_the_engine_refuses_is_told_before_the_answer_begins() {
         assert!(problem.detail.contains(word), "{}", problem.detail);
         // The room is free again as soon as the task has ended.
         tokio::task::yield_now().await;
-        while fixture.app.inference.under_way.len() > 0 {
+        while !fixture.app.inference.under_way.is_empty() {
             tokio::task::yield_now().await;
         }
     }
@@ -287,10 +287,9 @@ async fn tools_are_told_demanded_and_read_back() {
     let Prompt::Chat { messages, tools: none } = &spec.prompt else { panic!("a chat") };
     assert!(messages[0].text.contains("{\"look\":1}") && none.is_empty());
     assert_eq!((spec.stop.as_slice(), &spec.grammar), (["</tool_call>".to_owned()].as_slice(), &None));
-    let mut index = 0;
-    for text in ["See. <tool", "_call>{\"name\":\"look\",", "\"arguments\":{\"q\":1}}"] {
+    let texts = ["See. <tool", "_call>{\"name\":\"look\",", "\"arguments\":{\"q\":1}}"];
+    for (index, text) in (0..).zip(texts) {
         engine.say(tag, FromEngineBody::Token { index, text: text.to_owned(), logprobs: None }).await;
-        index += 1;
     }
     finish(&mut engine, tag).await;
     let told = free.await.expect("no panic");
