@@ -22,7 +22,7 @@ mod stage;
 mod faults;
 /// The main job, end to end.
 mod flow;
-/// Many at once: callers who leave, more than can be answered, a change of generation, a stop.
-mod serving;
 /// OpenAI's own client, from pip.
 mod openai;
+/// Many at once: callers who leave, more than can be answered, a change of generation, a stop.
+mod serving;

@@ -41,7 +41,7 @@ impl Shape {
         if sizes.iter().any(|(size, most)| *size == 0 || size > most) {
             return Err(unusable("a size in it is 0 or beyond every known model"));
         }
-        if config.hidden_size % config.num_attention_heads != 0 {
+        if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             return Err(unusable("its width is no multiple of its heads"));
         }
         if !(0.0..1.0).contains(&config.layer_norm_eps) {

@@ -96,13 +96,10 @@ impl Census {
     fn look(&mut self, members: &Map<String, Value>) -> Result<(), GrammarError> {
         for (name, member) in members {
             match (name.as_str(), member) {
-                (name, Value::Number(count)) if COUNTS.contains(&name) => {
-                    if count.as_u64().is_some_and(|count| count > MAX_COUNT) {
-                        return Err(GrammarError::TooLarge {
-                            what: "a count of items or characters",
-                            limit: MAX_COUNT,
-                        });
-                    }
+                (name, Value::Number(count))
+                    if COUNTS.contains(&name) && count.as_u64().is_some_and(|count| count > MAX_COUNT) =>
+                {
+                    return Err(GrammarError::TooLarge { what: "a count of items or characters", limit: MAX_COUNT });
                 }
                 ("properties", Value::Object(named)) => self.properties += named.len(),
                 ("patternProperties", Value::Object(named)) => {
