@@ -203,6 +203,8 @@ impl<C: Computes> Scheduler<C> {
             }
         }
         self.desk.count(|status| status.cancel_steps_max = status.cancel_steps_max.max(longest));
+        // Before anybody hears of an end, the status knows of it.
+        self.publish();
         for answer in ended {
             say(answer.tag, Event::Finished(answer.finished(FinishReason::Cancelled)));
         }
