@@ -2,6 +2,7 @@
 //! that do not fit, a full disk. Each is answered clearly, and nothing acknowledged is lost.
 
 use crate::stage::{SOON, Stage, chat, engine_ready, status};
+use empathd_model::tiny::CONTROL_IDS;
 use empathd_proto::admin::{EngineState, SealState};
 use empathd_proto::report::{AdapterSummary, IngestReport, JobState, TrainStatus};
 use empathd_tests::corpus;
@@ -15,11 +16,18 @@ fn an_answer_survives_the_death_of_the_engine() {
     let stage = Stage::new();
     let appliance = stage.open();
     let client = stage.ehr(&appliance, "ehr", "ehr");
-    let question = chat(&client, "Tell me about sleep.", 300);
-    let undisturbed = client.stream(&question, &mut |_| ()).expect("a stream");
+    // Two users, so that the second is not given the kept answer of the first; no end before the last token.
+    let question = |user: &str| {
+        let mut question = chat(&client, "Tell me about sleep.", 300);
+        question["user"] = user.into();
+        question["logit_bias"] = CONTROL_IDS.map(|id| (id.to_string(), json!(-100))).collect();
+        question
+    };
+    let undisturbed = client.stream(&question("one"), &mut |_| ()).expect("a stream");
+    assert_eq!(undisturbed.usage.as_ref().map(|usage| usage.completion_tokens), Some(300));
     let mut killed = None;
     let disturbed = client
-        .stream(&question, &mut |_| {
+        .stream(&question("two"), &mut |_| {
             if killed.is_none() {
                 killed = Some(appliance.kill_engine().expect("an engine"));
             }
@@ -159,7 +167,11 @@ fn requests_that_cannot_be_met_are_refused_with_what_is_wrong() {
     assert!(numbers.iter().any(|n| *n >= 2000) && numbers.iter().any(|n| (400..=512).contains(n)), "{detail}");
 
     for (body, name) in [
-        (json!({ "model": "x", "messages": [], "logprobs": true }).to_string(), "logprobs"),
+        (
+            json!({ "model": "x", "messages": [{ "role": "user", "content": "why" }], "colour": "blue" }).to_string(),
+            "colour",
+        ),
+        (json!({ "model": "x", "messages": [] }).to_string(), "messages"),
         ("{\"model\": ".to_owned(), ""),
     ] {
         let reply = client.post_bytes("/v1/chat/completions", body.into_bytes()).expect("answered");
