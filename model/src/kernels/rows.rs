@@ -263,6 +263,8 @@ struct Shared<'a, 'b> {
 // tiles of their own and read when all of those are done.
 unsafe impl Sync for Shared<'_, '_> {}
 
+/// Tiles of a product before which the memory of what is added to them is asked for.
+const AHEAD_TILES: usize = 2;
 /// Looks before whoever waits for the middle lets others run.
 const PATIENCE: u32 = 2_000;
 
@@ -314,13 +316,16 @@ impl Shared<'_, '_> {
         let tiles = part * size..one.weights.row_tiles().min((part + 1) * size);
         // SAFETY: tasks have tiles of their own.
         let mut out = unsafe { one.out.alias() };
-        if let Some(after) = one.after {
-            after.ahead(tiles.clone());
+        let Some(after) = one.after else {
+            return product(instructions, x, rows, one.weights, tiles, &mut out, one.accumulate);
+        };
+        // A few lines at a time: a burst of requests would hold up the loads of the product itself.
+        for from in tiles.clone().step_by(AHEAD_TILES) {
+            let few = from..tiles.end.min(from + AHEAD_TILES);
+            after.ahead(few.clone());
+            product(instructions, x, rows.clone(), one.weights, few, &mut out, one.accumulate);
         }
-        product(instructions, x, rows, one.weights, tiles.clone(), &mut out, one.accumulate);
-        if let Some(after) = one.after {
-            after.add(self.middle(), tiles, &mut out);
-        }
+        after.add(self.middle(), tiles, &mut out);
     }
 }
 
