@@ -646,6 +646,9 @@ mod tests {
         let (path, context) = (ComputePath::Reference, Some(16384));
         let expected = ServingSpec { path, kv_mib: 64, context, rope, drafting: false, prefix_cache: false };
         assert_eq!(config.engine.serving, expected);
+        let config = Config::parse(&text.replace("yarn", "llama3"), Overrides::default()).expect("valid");
+        let rope = Some(RopeSpec::Llama3 { factor: 2.0, original_context: 8192 });
+        assert_eq!(config.engine.serving, ServingSpec { rope, ..expected });
         let config = Config::parse("", Overrides::default()).expect("valid");
         assert_eq!(ServingSpec { kv_mib: 1024, ..config.engine.serving }, ServingSpec::default());
         assert!(!config.engine.embedder.required);

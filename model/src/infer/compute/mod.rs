@@ -2,7 +2,8 @@
 //! slot of keys and values of its own. Knows the two ways to compute; refuses to know who asks and how tokens are chosen.
 //!
 //! What a row becomes depends on its own conversation alone: neither the other rows of a pass nor the sizes of the
-//! pieces in which a conversation was read may change a bit of it.
+//! pieces in which a conversation was read may change a bit of it. The packed way and a card hold that to the bit; the
+//! reference on a processor within rounding, because candle's sums depend on the number of rows.
 
 mod reference;
 
