@@ -8,7 +8,7 @@ use empathd_model::config::{Architecture, BackboneConfig, RopeScaling};
 use empathd_model::train::{Encode, EncodeError, Encoded, Observer, train};
 use empathd_proto::JobId;
 use empathd_proto::chat::ChatRole;
-use empathd_proto::engine::{Example, MixtureSpec, TrainSpec};
+use empathd_proto::engine::{Example, Guards, LossSpec, MixtureSpec, Part, Plateau, Stages, TrainOnly, TrainSpec};
 use empathd_proto::generate::PlainMessage;
 use empathd_proto::record::Domain;
 use empathd_proto::report::TrainProgress;
@@ -87,12 +87,16 @@ fn spec(options: &Options) -> TrainSpec {
             experts: vec![None; EXPERTS],
             top_k: 2,
             scale: 2.0,
+            ..MixtureSpec::default()
         },
+        only: TrainOnly::All,
         seq_len: options.seq,
         tokens_per_step: options.seq * options.batch,
+        pass_tokens: None,
         steps: options.steps,
         seconds_max: 3600,
         learning_rate: 1e-4,
+        b_rate_ratio: 1.0,
         router_learning_rate: 1e-4,
         weight_decay: 0.0,
         warmup: 0.0,
@@ -100,6 +104,10 @@ fn spec(options: &Options) -> TrainSpec {
         validate_every: options.steps,
         checkpoint_every: options.steps + 1,
         patience: 1,
+        plateau: Plateau::default(),
+        stages: Stages::default(),
+        losses: LossSpec::default(),
+        guards: Guards::default(),
         seed: 1,
     }
 }
@@ -107,7 +115,11 @@ fn spec(options: &Options) -> TrainSpec {
 /// One example for each sequence, and one held out.
 fn examples(options: &Options) -> Vec<Example> {
     let message = |n: u32| PlainMessage { role: ChatRole::Assistant, text: n.to_string() };
-    let example = |n: u32| Example { domain: Domain::TherapyDialogue, held_out: n == 0, messages: vec![message(n)] };
+    let example = |n: u32| Example {
+        domain: Domain::TherapyDialogue,
+        part: if n == 0 { Part::HeldOut } else { Part::Learn },
+        messages: vec![message(n)],
+    };
     (0..=options.batch * options.steps).map(example).collect()
 }
 

@@ -82,7 +82,14 @@ impl Set {
     fn mixture(&self) -> Mixture {
         let rank = u32::try_from(self.batch["r"].as_u64().unwrap()).unwrap();
         let scale = (self.batch["alpha"].as_f64().unwrap() / f64::from(rank)) as f32;
-        let spec = MixtureSpec { shared_rank: rank, expert_rank: 0, experts: vec![], top_k: 0, scale };
+        let spec = MixtureSpec {
+            shared_rank: rank,
+            expert_rank: 0,
+            experts: vec![],
+            top_k: 0,
+            scale,
+            ..MixtureSpec::default()
+        };
         let fresh = Mixture::init(&self.config, &spec, 0).unwrap().to_bytes([0; 32]).unwrap();
         let (_, head) = SafeTensors::read_metadata(&fresh).unwrap();
         let lora = SafeTensors::deserialize(&self.adapter).unwrap();

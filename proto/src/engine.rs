@@ -5,12 +5,12 @@
 //! exactly one *last* message: see [`FromEngineBody::is_last`].
 
 use crate::admin::bytes;
-use crate::generate::{Embedded, Finished, GenerateSpec, PlainMessage, ServiceClass, TokenLogprobs};
-use crate::ids::{AdapterId, JobId};
+use crate::generate::{Embedded, Finished, GenerateSpec, ServiceClass, TokenLogprobs};
+use crate::ids::AdapterId;
 use crate::record::Domain;
 use crate::report::{TrainProgress, TrainReport};
+pub use crate::train::*;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
 /// Most generations waiting or running in the engine at once, those of [`ServiceClass::Crisis`] apart.
 pub const MAX_GENERATIONS: usize = 64;
@@ -20,6 +20,8 @@ pub const MAX_CRISIS_GENERATIONS: usize = 32;
 pub const MAX_BLOB_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// Most examples of one job.
 pub const MAX_EXAMPLES: usize = 1_000_000;
+/// Most examples of one evaluation.
+pub const MAX_SCORED_EXAMPLES: usize = 100_000;
 
 /// From the daemon to the engine.
 #[derive(Debug, Serialize, Deserialize)]
@@ -70,9 +72,10 @@ pub enum ToEngineBody {
     /// End the work of this tag within one step.
     Cancel,
     /// Train. [`ToEngineBody::Examples`] follow, then [`ToEngineBody::Resume`] and its chunks when there is a
-    /// checkpoint, then [`ToEngineBody::Go`].
+    /// checkpoint, or [`ToEngineBody::Begin`] and its chunks when training starts from an adapter, then
+    /// [`ToEngineBody::Go`].
     Train(TrainSpec),
-    /// Measure the loss of held-out examples. Examples follow, then [`ToEngineBody::Go`].
+    /// Measure examples, each by itself; at most [`MAX_SCORED_EXAMPLES`]. Examples follow, then [`ToEngineBody::Go`].
     Evaluate {
         /// With which generation; the plain base model when absent.
         adapter: Option<AdapterId>,
@@ -86,12 +89,52 @@ pub enum ToEngineBody {
         /// The bytes that follow.
         blob: BlobHead,
     },
+    /// The adapter whose weights training starts with. Chunks follow.
+    Begin {
+        /// The bytes that follow.
+        blob: BlobHead,
+    },
     /// Everything has been sent; begin.
     Go,
+    /// Give an adapter in memory as files of public formats. The engine answers with [`FromEngineBody::File`]s, then
+    /// [`FromEngineBody::Exported`].
+    Export {
+        /// Which generation.
+        adapter: AdapterId,
+        /// Name of the base model that public formats shall say.
+        base_name: String,
+    },
+    /// Make a mixture with one more expert out of a public LoRA: its `adapter_config.json` and `adapter_model.safetensors`
+    /// follow as two [`ToEngineBody::ImportFile`]s with their chunks, then [`ToEngineBody::Go`]. The engine answers with
+    /// [`FromEngineBody::Adapter`] and its chunks, then [`FromEngineBody::Imported`].
+    Import {
+        /// The generation in memory that gets the expert; a mixture of this expert alone when absent.
+        onto: Option<AdapterId>,
+        /// What the expert is for.
+        domain: Option<Domain>,
+        /// Whether the LoRA's attention part may be added to the shared pair; otherwise an import with one is refused.
+        attention_to_shared: bool,
+    },
+    /// One file of an import. Chunks follow.
+    ImportFile {
+        /// Which.
+        file: PeftFile,
+        /// The bytes that follow.
+        blob: BlobHead,
+    },
     /// Part of an announced thing.
     Chunk(#[serde(with = "bytes")] Vec<u8>),
     /// How the engine is.
     Status,
+}
+
+/// A file of a public LoRA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeftFile {
+    /// `adapter_config.json`.
+    Config,
+    /// `adapter_model.safetensors`.
+    Weights,
 }
 
 /// What an announced thing will be.
@@ -169,8 +212,24 @@ pub enum FromEngineBody {
         /// The bytes that follow.
         blob: BlobHead,
     },
-    /// Loss of held-out examples.
-    Evaluated(Evaluation),
+    /// What was measured of each example, in their order.
+    Evaluated(Vec<ExampleScore>),
+    /// One step or validation of training, for the curves.
+    Curve(Box<CurvePoint>),
+    /// One file of an export. Chunks follow.
+    File {
+        /// Its place in the directory: relative, with `/`, no `..`.
+        path: String,
+        /// The bytes that follow.
+        blob: BlobHead,
+    },
+    /// Every file was sent.
+    Exported {
+        /// How many.
+        files: u32,
+    },
+    /// The imported mixture was sent.
+    Imported(MixtureSpec),
     /// How the engine is.
     Status(EngineStatus),
     /// The work ended without its result.
@@ -192,6 +251,8 @@ impl FromEngineBody {
                 | Self::Finished(_)
                 | Self::Trained(_)
                 | Self::Evaluated(_)
+                | Self::Exported { .. }
+                | Self::Imported(_)
                 | Self::Status(_)
                 | Self::Failed(_)
         )
@@ -211,84 +272,6 @@ pub struct BaseModel {
     pub context: u32,
     /// SHA-256 of its file.
     pub sha256: [u8; 32],
-}
-
-/// One training or evaluation example: a de-identified conversation.
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
-pub struct Example {
-    /// Its domain.
-    pub domain: Domain,
-    /// Held out for validation.
-    pub held_out: bool,
-    /// Its messages; the assistant's are the targets.
-    pub messages: Vec<PlainMessage>,
-}
-
-impl std::fmt::Debug for Example {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Example({}, {} messages)", self.domain, self.messages.len())
-    }
-}
-
-/// How to train.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TrainSpec {
-    /// The job, mixed into nothing: the seed alone decides.
-    pub job: JobId,
-    /// Shape of the mixture.
-    pub mixture: MixtureSpec,
-    /// Longest sequence in tokens; longer examples are cut at the end of a turn.
-    pub seq_len: u32,
-    /// Tokens of one optimiser step, padding excluded.
-    pub tokens_per_step: u32,
-    /// Steps to take.
-    pub steps: u32,
-    /// Most wall-clock seconds; the schedule is shortened when the measured speed would pass it.
-    pub seconds_max: u32,
-    /// Peak learning rate of the low-rank weights.
-    pub learning_rate: f32,
-    /// Peak learning rate of the routers.
-    pub router_learning_rate: f32,
-    /// Decoupled weight decay; none on routers.
-    pub weight_decay: f32,
-    /// Share of steps over which the rate rises.
-    pub warmup: f32,
-    /// Bound of the global gradient norm.
-    pub clip: f32,
-    /// Steps between validations.
-    pub validate_every: u32,
-    /// Steps between checkpoints.
-    pub checkpoint_every: u32,
-    /// Validations without a better one before it stops.
-    pub patience: u32,
-    /// Seed of initialisation and order.
-    pub seed: u64,
-}
-
-/// Shape of the mixture of experts.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MixtureSpec {
-    /// Rank of the shared low-rank pair on every linear.
-    pub shared_rank: u32,
-    /// Rank of each routed expert on the feed-forward linears.
-    pub expert_rank: u32,
-    /// What each expert is for; `None` is free.
-    pub experts: Vec<Option<Domain>>,
-    /// Experts a token takes.
-    pub top_k: u32,
-    /// `alpha / rank`.
-    pub scale: f32,
-}
-
-/// Loss of held-out examples.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Evaluation {
-    /// Mean loss per target token over all.
-    pub loss: f64,
-    /// The same by domain.
-    pub by_domain: BTreeMap<String, f64>,
-    /// Target tokens measured.
-    pub target_tokens: u64,
 }
 
 /// How the engine is.

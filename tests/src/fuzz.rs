@@ -137,7 +137,14 @@ fn embedder(bytes: &[u8]) {
 }
 
 fn tiny_adapter() -> Vec<u8> {
-    let spec = MixtureSpec { shared_rank: 2, expert_rank: 2, experts: vec![None; 2], top_k: 1, scale: 1.0 };
+    let spec = MixtureSpec {
+        shared_rank: 2,
+        expert_rank: 2,
+        experts: vec![None; 2],
+        top_k: 1,
+        scale: 1.0,
+        ..MixtureSpec::default()
+    };
     let mixture = Mixture::init(&tiny::config(), &spec, 1).expect("a shape that fits");
     mixture.to_bytes(BASE).expect("written")
 }

@@ -35,8 +35,14 @@ pub(super) fn overheads(stage: &mut Stage, figures: &mut Figures) -> anyhow::Res
 
 /// A generation that changes something: B sides are random too.
 fn generation(stage: &Stage, number: u64, experts: usize, rank: u32) -> anyhow::Result<AdapterGeneration> {
-    let spec =
-        MixtureSpec { shared_rank: rank, expert_rank: rank, experts: vec![None; experts], top_k: TOP_K, scale: 2.0 };
+    let spec = MixtureSpec {
+        shared_rank: rank,
+        expert_rank: rank,
+        experts: vec![None; experts],
+        top_k: TOP_K,
+        scale: 2.0,
+        ..MixtureSpec::default()
+    };
     let fresh = Mixture::init(stage.model.config(), &spec, number)?;
     let mixture = fresh.map(|_, tensor| Tensor::randn(0f32, 0.02, tensor.dims(), tensor.device()))?;
     Ok(AdapterGeneration { number, serving: Arc::new(stage.model.adapter(mixture)?) })

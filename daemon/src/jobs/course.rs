@@ -13,7 +13,7 @@ use crate::engine::{self, Ready};
 use crate::problem::{self, Fault, defect};
 use crate::records;
 use empathd_proto::audit::{ActionKind, AuditObject, Outcome};
-use empathd_proto::engine::{EngineFailure, Example, FromEngineBody, MAX_EXAMPLES, ToEngineBody};
+use empathd_proto::engine::{EngineFailure, Example, FromEngineBody, MAX_EXAMPLES, Part, ToEngineBody};
 use empathd_proto::ids::{AdapterId, DatasetId, RecordId};
 use empathd_proto::problem::{ErrorCode, Problem};
 use empathd_proto::record::Domain;
@@ -51,15 +51,15 @@ pub(crate) struct Lesson {
 impl Lesson {
     /// The examples of a cut, each on the side on which the cut has its client.
     pub(crate) fn read(store: &Store, cut: &DatasetCut, seq_len: u32, held_out_max: usize) -> Result<Self, Problem> {
-        let read = |reader: &Reader<'_>, ids: &[RecordId], held_out| -> Result<Vec<Example>, Fault> {
+        let read = |reader: &Reader<'_>, ids: &[RecordId], part| -> Result<Vec<Example>, Fault> {
             let mut found = Vec::new();
             for id in ids {
-                found.extend(examples::examples(&records::get(reader, *id)?, held_out, seq_len));
+                found.extend(examples::examples(&records::get(reader, *id)?, part, seq_len));
             }
             Ok(found)
         };
         let (mut train, held_out) = store.read(|reader| -> Result<_, Fault> {
-            Ok((read(reader, cut.train(), false)?, read(reader, cut.validation(), true)?))
+            Ok((read(reader, cut.train(), Part::Learn)?, read(reader, cut.validation(), Part::HeldOut)?))
         })?;
         let held_out = examples::balanced(held_out, held_out_max);
         train.truncate(MAX_EXAMPLES - held_out.len());
@@ -309,7 +309,7 @@ mod tests {
     use crate::engine::link::head_of;
     use crate::fixture::{Fixture, Played, ROOT};
     use empathd_proto::admin::{AdminReply, TrainOptions};
-    use empathd_proto::engine::{Evaluation, FromEngineBody, ToEngineBody};
+    use empathd_proto::engine::{ExampleScore, FromEngineBody, Part, ToEngineBody};
     use empathd_proto::report::{AdapterState, JobState, TrainReport, TrainStatus};
     use std::sync::Arc;
 
@@ -387,16 +387,19 @@ mod tests {
 
     /// Answers whatever is asked after training: the candidate has `loss`, the base model 2.
     async fn judge(mut engine: Played, loss: f64) {
-        let mut adapted = false;
+        let (mut adapted, mut count) = (false, 0);
         loop {
             let (tag, body) = engine.hear().await;
             match body {
-                ToEngineBody::Evaluate { adapter, .. } => adapted = adapter.is_some(),
-                ToEngineBody::Examples(some) => assert!(some.iter().all(|example| example.held_out)),
+                ToEngineBody::Evaluate { adapter, .. } => (adapted, count) = (adapter.is_some(), 0),
+                ToEngineBody::Examples(some) => {
+                    assert!(some.iter().all(|example| example.part == Part::HeldOut));
+                    count += some.len();
+                }
                 ToEngineBody::Go => {
                     let loss = if adapted { loss } else { 2.0 };
-                    let by_domain = [("therapy_dialogue".to_owned(), loss)].into();
-                    engine.say(tag, FromEngineBody::Evaluated(Evaluation { loss, by_domain, target_tokens: 9 })).await;
+                    let score = ExampleScore { nll: 9.0 * loss, targets: 9, longest_run: 1, session: Vec::new() };
+                    engine.say(tag, FromEngineBody::Evaluated(vec![score; count])).await;
                 }
                 ToEngineBody::PutAdapter { blob, .. } => assert_eq!(blob, head_of(b"weights")),
                 ToEngineBody::Chunk(_) => engine.say(tag, FromEngineBody::AdapterReady).await,

@@ -2,7 +2,7 @@
 //! the engine does with an example is not known here.
 
 use empathd_proto::chat::ChatRole;
-use empathd_proto::engine::Example;
+use empathd_proto::engine::{Example, Part};
 use empathd_proto::generate::PlainMessage;
 use empathd_proto::record::{Domain, Record, Speaker};
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ const BYTES_PER_TOKEN: usize = 3;
 
 /// The examples of a record. A conversation longer than `seq_len` tokens, as far as its bytes tell, becomes several, each
 /// of which begins with the client and ends with the clinician.
-pub(crate) fn examples(record: &Record, held_out: bool, seq_len: u32) -> Vec<Example> {
+pub(crate) fn examples(record: &Record, part: Part, seq_len: u32) -> Vec<Example> {
     let window_bytes = seq_len as usize * BYTES_PER_TOKEN;
     let mut windows: Vec<Vec<PlainMessage>> = Vec::new();
     let mut bytes = 0;
@@ -27,7 +27,7 @@ pub(crate) fn examples(record: &Record, held_out: bool, seq_len: u32) -> Vec<Exa
         }
         bytes += exchange_bytes;
     }
-    windows.into_iter().map(|messages| Example { domain: record.domain, held_out, messages }).collect()
+    windows.into_iter().map(|messages| Example { domain: record.domain, part, messages }).collect()
 }
 
 /// The turns as messages that alternate: identifiers are replaced, and turns of one side in a row are one message.
@@ -84,7 +84,8 @@ pub(crate) fn balanced(examples: Vec<Example>, max: usize) -> Vec<Example> {
 
 /// What each expert is for: one for each domain there is, and free ones up to `min`; never more than `max`.
 pub(crate) fn experts(examples: &[Example], min: usize, max: usize) -> Vec<Option<Domain>> {
-    let there = |domain: &&Domain| examples.iter().any(|example| !example.held_out && example.domain == **domain);
+    let there =
+        |domain: &&Domain| examples.iter().any(|example| example.part == Part::Learn && example.domain == **domain);
     let mut experts: Vec<_> = Domain::ALL.iter().filter(there).map(|domain| Some(*domain)).take(max).collect();
     experts.resize(experts.len().max(min), None);
     experts
@@ -130,13 +131,13 @@ mod tests {
             (Clinician, "b"),
             (Client, "bye"),
         ]);
-        assert_eq!(shown(&examples(&record, false, 256)), ["user:Context|I assistant:a|b"]);
+        assert_eq!(shown(&examples(&record, Part::Learn, 256)), ["user:Context|I assistant:a|b"]);
     }
 
     #[test]
     fn nobody_to_learn_from_gives_no_example() {
-        assert!(examples(&record(&[(Client, "Hello?")]), false, 256).is_empty());
-        assert!(examples(&record(&[(Clinician, "Hello.")]), false, 256).is_empty());
+        assert!(examples(&record(&[(Client, "Hello?")]), Part::Learn, 256).is_empty());
+        assert!(examples(&record(&[(Clinician, "Hello.")]), Part::Learn, 256).is_empty());
     }
 
     #[test]
@@ -146,14 +147,14 @@ mod tests {
             PhiSpan { turn: 0, start: 5, end: 9, kind: PhiKind::Name },
             PhiSpan { turn: 1, start: 6, end: 10, kind: PhiKind::Name },
         ];
-        assert_eq!(shown(&examples(&record, true, 256)), ["user:I am [NAME] assistant:Hello [NAME]"]);
+        assert_eq!(shown(&examples(&record, Part::HeldOut, 256)), ["user:I am [NAME] assistant:Hello [NAME]"]);
     }
 
     #[test]
     fn long_conversations_become_windows_that_lose_no_exchange() {
         let turns: Vec<_> =
             (0..40).map(|i| if i % 2 == 0 { (Client, "question") } else { (Clinician, "answered") }).collect();
-        let windows = examples(&record(&turns), false, 16);
+        let windows = examples(&record(&turns), Part::Learn, 16);
         assert!(windows.len() > 5);
         assert!(windows.iter().all(|window| window.messages[0].role == ChatRole::User));
         assert_eq!(windows.iter().map(|window| window.messages.len()).sum::<usize>(), 40);
@@ -161,7 +162,7 @@ mod tests {
 
     #[test]
     fn validation_takes_from_each_domain_in_turn() {
-        let of = |domain| Example { domain, held_out: true, messages: Vec::new() };
+        let of = |domain| Example { domain, part: Part::HeldOut, messages: Vec::new() };
         let mut all = vec![of(Domain::TherapyDialogue); 50];
         all.extend(vec![of(Domain::Crisis); 2]);
         let chosen = balanced(all, 10);
@@ -171,10 +172,11 @@ mod tests {
 
     #[test]
     fn experts_follow_the_domains_and_free_ones_fill_up() {
-        let of = |domain, held_out| Example { domain, held_out, messages: Vec::new() };
-        let two = [of(Domain::Crisis, false), of(Domain::Assessment, false), of(Domain::Bias, true)];
+        let of = |domain, part| Example { domain, part, messages: Vec::new() };
+        let two =
+            [of(Domain::Crisis, Part::Learn), of(Domain::Assessment, Part::Learn), of(Domain::Bias, Part::HeldOut)];
         assert_eq!(experts(&two, 4, 8), [Some(Domain::Assessment), Some(Domain::Crisis), None, None]);
-        let all: Vec<_> = Domain::ALL.iter().map(|domain| of(*domain, false)).collect();
+        let all: Vec<_> = Domain::ALL.iter().map(|domain| of(*domain, Part::Learn)).collect();
         assert_eq!(experts(&all, 4, 8).len(), 6);
         assert_eq!(experts(&all, 2, 3).len(), 3);
     }

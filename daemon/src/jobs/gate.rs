@@ -105,7 +105,9 @@ async fn evaluate(
     work.send(ToEngineBody::Go).await.map_err(lost)?;
     loop {
         match work.next().await.map_err(lost)? {
-            Event::Said(FromEngineBody::Evaluated(evaluation)) => return Ok(evaluation),
+            Event::Said(FromEngineBody::Evaluated(scores)) => {
+                return Ok(Evaluation::of(held_out.iter().map(|example| example.domain).zip(&scores)));
+            }
             Event::Said(FromEngineBody::Failed(failure)) => return Err(engine::failed(&failure)),
             _ => {}
         }

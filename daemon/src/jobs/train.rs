@@ -8,7 +8,7 @@ use crate::app::{Acted, App};
 use crate::problem::defect;
 use empathd_proto::admin::{AdminReply, Progress, TrainOptions};
 use empathd_proto::audit::{ActionKind, AuditObject};
-use empathd_proto::engine::{MixtureSpec, TrainSpec};
+use empathd_proto::engine::{Guards, LossSpec, MixtureSpec, Plateau, Stages, TrainOnly, TrainSpec};
 use empathd_proto::ids::JobId;
 use empathd_proto::problem::{ErrorCode, Problem};
 use empathd_proto::report::{JobState, TrainStatus};
@@ -162,12 +162,16 @@ fn spec(app: &App, job: JobId, options: &TrainOptions, steps: u32, lesson: &Less
             experts: lesson.experts(training.experts_min, training.experts_max),
             top_k: training.top_k,
             scale: training.scale,
+            ..MixtureSpec::default()
         },
+        only: TrainOnly::All,
         seq_len: training.seq_len,
         tokens_per_step: training.tokens_per_step,
+        pass_tokens: None,
         steps,
         seconds_max: u32::from(options.minutes.unwrap_or(training.minutes)) * 60,
         learning_rate: training.learning_rate,
+        b_rate_ratio: 1.0,
         router_learning_rate: training.router_learning_rate,
         weight_decay: training.weight_decay,
         warmup: training.warmup,
@@ -175,6 +179,10 @@ fn spec(app: &App, job: JobId, options: &TrainOptions, steps: u32, lesson: &Less
         validate_every: training.validate_every,
         checkpoint_every: training.checkpoint_every,
         patience: training.patience,
+        plateau: Plateau::default(),
+        stages: Stages::default(),
+        losses: LossSpec::default(),
+        guards: Guards::default(),
         seed: options.seed,
     }
 }

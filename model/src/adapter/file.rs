@@ -199,7 +199,8 @@ mod tests {
 
     fn mixture() -> Mixture {
         let experts = vec![Some(Domain::Crisis), None, Some(Domain::Bias)];
-        let spec = MixtureSpec { shared_rank: 2, expert_rank: 3, experts, top_k: 2, scale: 2.0 };
+        let spec =
+            MixtureSpec { shared_rank: 2, expert_rank: 3, experts, top_k: 2, scale: 2.0, ..MixtureSpec::default() };
         let fresh = Mixture::init(&tiny(), &spec, 1).unwrap();
         fresh.map(|i, t| Ok::<_, ()>(random(t.dims(), i as u64))).unwrap()
     }

@@ -89,7 +89,14 @@ mod tests {
     use crate::config::tests::tiny;
 
     fn spec() -> MixtureSpec {
-        MixtureSpec { shared_rank: 2, expert_rank: 3, experts: vec![None; 4], top_k: 2, scale: 2.0 }
+        MixtureSpec {
+            shared_rank: 2,
+            expert_rank: 3,
+            experts: vec![None; 4],
+            top_k: 2,
+            scale: 2.0,
+            ..MixtureSpec::default()
+        }
     }
 
     #[test]

@@ -218,7 +218,14 @@ pub(crate) mod tests {
 
     /// A mixture that changes something.
     pub(crate) fn random_mixture(config: &BackboneConfig, seed: u64) -> Mixture {
-        let spec = MixtureSpec { shared_rank: 2, expert_rank: 2, experts: vec![None; 3], top_k: 2, scale: 2.0 };
+        let spec = MixtureSpec {
+            shared_rank: 2,
+            expert_rank: 2,
+            experts: vec![None; 3],
+            top_k: 2,
+            scale: 2.0,
+            ..MixtureSpec::default()
+        };
         let fresh = Mixture::init(config, &spec, seed).unwrap();
         fresh.map(|i, t| random(t.dims(), seed * 1000 + 500 + i as u64).affine(0.2, 0.0)).unwrap()
     }

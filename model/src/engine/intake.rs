@@ -107,6 +107,10 @@ impl<'a> Intake<'a> {
             ToEngineBody::Cancel => self.cancel(tag),
             ToEngineBody::Train(spec) => self.train(tag, spec),
             ToEngineBody::Evaluate { adapter, seq_len } => self.evaluate(tag, adapter, seq_len),
+            ToEngineBody::Export { .. } | ToEngineBody::Import { .. } => {
+                self.begin(tag, Kind::Prompt)?;
+                Err(EngineFailure::Refused("this engine makes no files of public formats".to_owned()))
+            }
             ToEngineBody::Status => {
                 self.begin(tag, Kind::Prompt)?;
                 self.answer(tag, FromEngineBody::Status(self.status()))
@@ -121,6 +125,8 @@ impl<'a> Intake<'a> {
             }
             part @ (ToEngineBody::Examples(_)
             | ToEngineBody::Resume { .. }
+            | ToEngineBody::Begin { .. }
+            | ToEngineBody::ImportFile { .. }
             | ToEngineBody::Go
             | ToEngineBody::Chunk(_)) => self.part(tag, part),
         }
@@ -224,7 +230,7 @@ impl<'a> Intake<'a> {
         if is_busy {
             return Err(busy());
         }
-        self.gather_job(tag, flag, Task::Train { spec, resume: None })
+        self.gather_job(tag, flag, Task::Train { spec: Box::new(spec), resume: None })
     }
 
     fn evaluate(&mut self, tag: u64, adapter: Option<AdapterId>, seq_len: u32) -> Outcome {

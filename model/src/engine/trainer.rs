@@ -29,7 +29,7 @@ pub(super) struct Job {
 /// What is to be done with the examples.
 pub(super) enum Task {
     /// Train, perhaps from a checkpoint.
-    Train { spec: TrainSpec, resume: Option<Vec<u8>> },
+    Train { spec: Box<TrainSpec>, resume: Option<Vec<u8>> },
     /// Measure.
     Evaluate { adapter: Option<Arc<ServingAdapter>>, seq_len: usize },
 }
@@ -95,7 +95,7 @@ impl Job {
             }
             state.yield_to_answers();
         };
-        let found = train::evaluate(backbone, format, mixture, &self.examples, seq_len, &mut between_layers)?;
+        let found = train::score(backbone, format, mixture, &self.examples, seq_len, &mut between_layers)?;
         let _ = works.say(self.tag, FromEngineBody::Evaluated(found));
         Ok(())
     }

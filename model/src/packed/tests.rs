@@ -58,7 +58,14 @@ fn model(config: &BackboneConfig, kind: GgmlDType, format: WeightFormat) -> (Arc
 
 fn mixture(config: &BackboneConfig, experts: usize, seed: u64) -> Mixture {
     let top_k = u32::try_from(experts.min(2)).unwrap();
-    let spec = MixtureSpec { shared_rank: 4, expert_rank: 3, experts: vec![None; experts], top_k, scale: 2.0 };
+    let spec = MixtureSpec {
+        shared_rank: 4,
+        expert_rank: 3,
+        experts: vec![None; experts],
+        top_k,
+        scale: 2.0,
+        ..MixtureSpec::default()
+    };
     let fresh = Mixture::init(config, &spec, seed).unwrap();
     let altered =
         |i: usize, t: &Tensor| random(t.dims(), seed * 1000 + i as u64).to_device(&Device::Cpu)?.affine(0.05, 0.0);

@@ -154,7 +154,10 @@ mod tests {
     }
 
     fn labels(experts: Vec<Option<Domain>>, top_k: u32, examples: &[Prepared]) -> Labels {
-        Labels::new(&MixtureSpec { shared_rank: 1, expert_rank: 1, experts, top_k, scale: 1.0 }, examples)
+        Labels::new(
+            &MixtureSpec { shared_rank: 1, expert_rank: 1, experts, top_k, scale: 1.0, ..MixtureSpec::default() },
+            examples,
+        )
     }
 
     #[test]

@@ -6,28 +6,37 @@ use super::{Encode, TrainError};
 use crate::adapter::Mixture;
 use crate::backbone::Backbone;
 use crate::ops::linear_nll;
-use empathd_proto::engine::{Evaluation, Example};
+use empathd_proto::engine::{Evaluation, Example, ExampleScore};
 use std::collections::BTreeMap;
 
 /// Tokens of one pass, as far as conversations are that short.
 pub(super) const PASS_TOKENS: usize = 1024;
 
-/// Measures the loss of all `examples`, cut to `seq_len` tokens, by the router's own choices.
+/// Measures each of `examples`, cut to `seq_len` tokens, by the router's own choices.
 ///
 /// # Errors
-/// There is no target to measure, a conversation has no token form, or a tensor operation failed.
-pub fn evaluate(
+/// A conversation has no token form, or a tensor operation failed.
+pub fn score(
     base: &Backbone,
     encode: &dyn Encode,
     mixture: Option<&Mixture>,
     examples: &[Example],
     seq_len: usize,
     between_layers: &mut dyn FnMut(),
-) -> Result<Evaluation, TrainError> {
+) -> Result<Vec<ExampleScore>, TrainError> {
     let seq_len = seq_len.min(base.config().context);
-    let prepared = prepare(encode, examples.iter(), seq_len)?;
     let mixture = mixture.map(|mixture| mixture.to_device(base.device())).transpose()?;
-    measure(base, mixture.as_ref(), &prepared.iter().collect::<Vec<_>>(), between_layers)
+    let nothing = ExampleScore { nll: 0.0, targets: 0, longest_run: 0, session: Vec::new() };
+    let mut scores = vec![nothing; examples.len()];
+    for (example, score) in examples.iter().zip(&mut scores) {
+        let Some(one) = prepare(encode, std::iter::once(example), seq_len)?.pop() else { continue };
+        let batch = Batch::pack([&one.encoded]);
+        for loss in losses(base, mixture.as_ref(), &batch, between_layers)? {
+            score.nll += f64::from(loss);
+            score.targets += 1;
+        }
+    }
+    Ok(scores)
 }
 
 /// Measures prepared examples.

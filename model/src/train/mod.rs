@@ -22,12 +22,12 @@ mod state;
 
 pub use adamw::{AdamW, Rate, clip};
 pub use batch::Batch;
-pub use measure::evaluate;
+pub use measure::score;
 pub use segment::{RouterPlan, Work};
 
 use crate::adapter::{AdapterError, Mixture};
 use crate::backbone::Backbone;
-use empathd_proto::engine::{Example, TrainSpec};
+use empathd_proto::engine::{Example, Part, TrainSpec};
 use empathd_proto::generate::PlainMessage;
 use empathd_proto::report::{TrainProgress, TrainReport};
 use labels::Labels;
@@ -117,8 +117,8 @@ pub fn train(
 ) -> Result<Trained, TrainError> {
     check(spec)?;
     let seq_len = (spec.seq_len as usize).min(base.config().context);
-    let train = prepare(encode, examples.iter().filter(|e| !e.held_out), seq_len)?;
-    let held = prepare(encode, examples.iter().filter(|e| e.held_out), seq_len)?;
+    let train = prepare(encode, examples.iter().filter(|e| e.part == Part::Learn), seq_len)?;
+    let held = prepare(encode, examples.iter().filter(|e| e.part == Part::HeldOut), seq_len)?;
     if train.is_empty() || held.is_empty() {
         let which = if train.is_empty() { "to learn from" } else { "held out for validation" };
         return Err(TrainError::BadJob(format!("no example {which} holds an answer; ingest more and cut again")));

@@ -86,6 +86,7 @@ fn checked(encode: &dyn Encode, messages: &[PlainMessage]) -> Result<Encoded, Tr
 pub(super) mod tests {
     use super::*;
     use crate::train::EncodeError;
+    use empathd_proto::engine::Part;
 
     /// One token a byte, each message followed by token 1; what the assistant says is the target.
     pub(crate) struct Bytes;
@@ -134,7 +135,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_teaches_nothing_is_left_out() {
-        let example = |messages| Example { domain: Domain::Bias, held_out: false, messages };
+        let example = |messages| Example { domain: Domain::Bias, part: Part::Learn, messages };
         let all =
             [example(conversation(&[4, 6])), example(vec![message(ChatRole::User, &"x".repeat(99))]), example(vec![])];
         assert_eq!(prepare(&Bytes, all.iter(), 20).unwrap().len(), 1);

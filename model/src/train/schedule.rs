@@ -56,18 +56,28 @@ pub(super) fn steps_left(spec: &TrainSpec, done: u32, first_step_at_s: f64, cloc
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use empathd_proto::engine::MixtureSpec;
+    use empathd_proto::engine::{Guards, LossSpec, MixtureSpec, Plateau, Stages, TrainOnly};
     use empathd_proto::ids::JobId;
 
     pub(crate) fn spec() -> TrainSpec {
         TrainSpec {
             job: JobId::from_bytes([0; 16]),
-            mixture: MixtureSpec { shared_rank: 2, expert_rank: 2, experts: vec![None; 2], top_k: 1, scale: 2.0 },
+            mixture: MixtureSpec {
+                shared_rank: 2,
+                expert_rank: 2,
+                experts: vec![None; 2],
+                top_k: 1,
+                scale: 2.0,
+                ..MixtureSpec::default()
+            },
+            only: TrainOnly::All,
             seq_len: 32,
             tokens_per_step: 48,
+            pass_tokens: None,
             steps: 100,
             seconds_max: 1000,
             learning_rate: 5e-3,
+            b_rate_ratio: 1.0,
             router_learning_rate: 1e-2,
             weight_decay: 0.01,
             warmup: 0.1,
@@ -75,6 +85,10 @@ pub(super) mod tests {
             validate_every: 10,
             checkpoint_every: 10,
             patience: 5,
+            plateau: Plateau::default(),
+            stages: Stages::default(),
+            losses: LossSpec::default(),
+            guards: Guards::default(),
             seed: 1,
         }
     }

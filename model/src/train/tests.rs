@@ -7,7 +7,7 @@ use crate::backbone::tests::random_backbone;
 use crate::config::BackboneConfig;
 use crate::config::tests::tiny;
 use empathd_proto::chat::ChatRole;
-use empathd_proto::engine::MixtureSpec;
+use empathd_proto::engine::{Evaluation, MixtureSpec};
 use empathd_proto::record::Domain;
 use std::cell::Cell;
 
@@ -48,7 +48,7 @@ fn examples() -> Vec<Example> {
         let question = message(ChatRole::User, ["how", "why", "what", "who", "when"][i % 5]);
         Example {
             domain,
-            held_out: i % 4 == 3 || i % 8 == 2,
+            part: if i % 4 == 3 || i % 8 == 2 { Part::HeldOut } else { Part::Learn },
             messages: vec![question, message(ChatRole::Assistant, answer)],
         }
     };
@@ -57,7 +57,8 @@ fn examples() -> Vec<Example> {
 
 fn job() -> TrainSpec {
     let experts = vec![Some(Domain::Crisis), Some(Domain::Bias), Some(Domain::Assessment), None];
-    let mixture = MixtureSpec { shared_rank: 2, expert_rank: 2, experts, top_k: 2, scale: 2.0 };
+    let mixture =
+        MixtureSpec { shared_rank: 2, expert_rank: 2, experts, top_k: 2, scale: 2.0, ..MixtureSpec::default() };
     TrainSpec { mixture, steps: 24, validate_every: 6, checkpoint_every: 8, ..spec() }
 }
 
@@ -94,8 +95,9 @@ fn a_job_learns_and_reports_what_happened() {
     assert_eq!(notes.checkpoints.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [8, 16, 24]);
     assert_eq!(notes.seen.last().map(|p| (p.step, p.steps)), Some((24, 24)));
     assert!(notes.yields > 24 * 4);
-    let held: Vec<Example> = examples().into_iter().filter(|e| e.held_out).collect();
-    let again = evaluate(&base(), &Bytes, Some(&trained.mixture), &held, 32, &mut || ()).unwrap();
+    let held: Vec<Example> = examples().into_iter().filter(|e| e.part == Part::HeldOut).collect();
+    let scores = score(&base(), &Bytes, Some(&trained.mixture), &held, 32, &mut || ()).unwrap();
+    let again = Evaluation::of(held.iter().map(|example| example.domain).zip(&scores));
     assert!((again.loss - report.val_loss_after).abs() < 1e-6, "the report is what anyone measures");
     let served = Mixture::from_bytes(&trained.bytes, base().config(), SHA).unwrap();
     let served = served.to_device(base().device()).unwrap();
@@ -196,7 +198,7 @@ fn jobs_that_cannot_work_are_refused() {
         matches!(found, Err(TrainError::BadJob(_)))
     };
     assert!(bad(job(), &[]));
-    let none_held: Vec<Example> = examples().into_iter().filter(|e| !e.held_out).collect();
+    let none_held: Vec<Example> = examples().into_iter().filter(|e| e.part != Part::HeldOut).collect();
     assert!(bad(job(), &none_held));
     assert!(bad(TrainSpec { steps: 0, ..job() }, &examples()));
     assert!(bad(TrainSpec { learning_rate: f32::NAN, ..job() }, &examples()));

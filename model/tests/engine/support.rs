@@ -4,8 +4,8 @@ use empathd_model::adapter::Mixture;
 use empathd_model::tiny;
 use empathd_proto::chat::{ChatRole, FinishReason};
 use empathd_proto::engine::{
-    BlobHead, EngineFailure, EngineStatus, Evaluation, Example, FromEngine, FromEngineBody, MixtureSpec, ServingSpec,
-    ToEngine, ToEngineBody, TrainSpec,
+    BlobHead, EngineFailure, EngineStatus, Evaluation, Example, FromEngine, FromEngineBody, Guards, LossSpec,
+    MixtureSpec, Part, Plateau, ServingSpec, Stages, ToEngine, ToEngineBody, TrainOnly, TrainSpec,
 };
 use empathd_proto::frame::{self, CHUNK_BYTES, HEADER_BYTES};
 use empathd_proto::generate::{
@@ -287,7 +287,9 @@ impl Daemon {
         self.send(tag, ToEngineBody::Examples(examples()));
         self.send(tag, ToEngineBody::Go);
         match self.last(tag) {
-            FromEngineBody::Evaluated(evaluation) => evaluation,
+            FromEngineBody::Evaluated(scores) => {
+                Evaluation::of(examples().iter().map(|example| example.domain).zip(&scores))
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -377,7 +379,7 @@ pub(crate) fn examples() -> Vec<Example> {
     let domains = [Domain::TherapyDialogue, Domain::Crisis];
     let example = |number: usize| Example {
         domain: domains[number % 2],
-        held_out: number.is_multiple_of(4),
+        part: if number.is_multiple_of(4) { Part::HeldOut } else { Part::Learn },
         messages: vec![
             says(ChatRole::User, &format!("question {number}")),
             says(ChatRole::Assistant, "the answer is the same: you are heard"),
@@ -395,12 +397,16 @@ pub(crate) fn training(steps: u32) -> TrainSpec {
             experts: vec![Some(Domain::TherapyDialogue), Some(Domain::Crisis), None],
             top_k: 2,
             scale: 2.0,
+            ..MixtureSpec::default()
         },
+        only: TrainOnly::All,
         seq_len: 64,
         tokens_per_step: 128,
+        pass_tokens: None,
         steps,
         seconds_max: 600,
         learning_rate: 5e-3,
+        b_rate_ratio: 1.0,
         router_learning_rate: 1e-3,
         weight_decay: 0.0,
         warmup: 0.1,
@@ -408,6 +414,10 @@ pub(crate) fn training(steps: u32) -> TrainSpec {
         validate_every: 4,
         checkpoint_every: 3,
         patience: 100,
+        plateau: Plateau::default(),
+        stages: Stages::default(),
+        losses: LossSpec::default(),
+        guards: Guards::default(),
         seed: 5,
     }
 }
