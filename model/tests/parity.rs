@@ -2,11 +2,11 @@
 //! What each figure is: `parity/README.md`.
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be read fails the test that needs it")]
 
-use candle_core::{Device, Tensor, Var};
-use empathd_model::adapter::{ExpertLoad, Mixture};
+use candle_core::{Device, Tensor};
+use empathd_model::adapter::Mixture;
 use empathd_model::backbone::Backbone;
 use empathd_model::config::{Architecture, BackboneConfig, RopeScaling};
-use empathd_model::train::{AdamW, Batch, Encoded, Rate, Work, clip};
+use empathd_model::train::{AdamW, Batch, Encoded, Goals, Gradients, Rate, clip};
 use empathd_proto::engine::MixtureSpec;
 use safetensors::tensor::{SafeTensors, TensorView};
 use serde_json::Value;
@@ -107,14 +107,15 @@ impl Set {
 
     /// Loss and gradients at these numbers.
     fn gradients(&self, shape: &Mixture, numbers: &[Vec<f32>]) -> (f64, Vec<Vec<f32>>) {
-        let variable = |i: usize, like: &Tensor| Var::from_slice(&numbers[i], like.dims(), self.base.device());
-        let mixture = shape.map(|i, like| variable(i, like).map(Var::into_inner)).unwrap();
+        let mixture = shape.map(|i, like| Tensor::from_slice(&numbers[i], like.dims(), self.base.device())).unwrap();
         let conversations = self.conversations();
         let batch = Batch::pack(&conversations);
-        let weight = 1.0 / batch.target_tokens() as f32;
-        let work = Work { base: &self.base, mixture: &mixture, batch: &batch, weight, routers: None };
+        let weights = vec![1.0 / batch.target_tokens() as f32; batch.target_tokens()];
+        let goals = Goals { weights: &weights, kept: &[], routers: None };
+        let mut trainer = Gradients::reference(self.base.clone());
+        trainer.hold(&mixture, batch.tokens()).unwrap();
         let mut sums: Vec<Vec<f32>> = numbers.iter().map(|n| vec![0.0; n.len()]).collect();
-        let loss = work.gradients(&mut sums, &mut ExpertLoad::default(), &mut || ()).unwrap();
+        let loss = trainer.pass(&batch, &goals, &mut sums, &mut || ()).unwrap().language;
         (loss, sums)
     }
 }

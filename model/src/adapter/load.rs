@@ -28,6 +28,15 @@ impl ExpertLoad {
         if total > 0 { self.chosen.iter().map(|c| *c as f64 / total as f64).collect() } else { Vec::new() }
     }
 
+    /// Adds what was counted elsewhere.
+    pub fn add(&mut self, other: &Self) {
+        let experts = self.chosen.len().max(other.chosen.len());
+        self.chosen.resize(experts, 0);
+        self.weight.resize(experts, 0.0);
+        self.chosen.iter_mut().zip(&other.chosen).for_each(|(all, one)| *all += one);
+        self.weight.iter_mut().zip(&other.weight).for_each(|(all, one)| *all += one);
+    }
+
     /// Adds the decisions of one router.
     pub(crate) fn count(&mut self, choice: &Choice, gates: &Tensor) -> Result<()> {
         let experts = gates.dim(1)?;

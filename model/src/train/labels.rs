@@ -3,7 +3,7 @@
 
 use super::batch::Batch;
 use super::prepare::Prepared;
-use super::segment::RouterPlan;
+use super::gradient::RouterPlan;
 use crate::counter::{Counter, Site};
 use empathd_proto::engine::MixtureSpec;
 use empathd_proto::record::Domain;

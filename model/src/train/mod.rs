@@ -1,7 +1,7 @@
 //! Training of a mixture: what goes in, what comes out, who is told on the way. Refuses to know where examples come from,
 //! what time it is and where checkpoints go.
 //!
-//! Reading order: [`run`](self) takes the steps; `prepare`, `order` and `batch` bring the tokens; `segment` finds the
+//! Reading order: [`run`](self) takes the steps; `prepare`, `order` and `batch` bring the tokens; `gradient` finds the
 //! gradients a layer at a time; `labels` guides the routers; `schedule` and `adamw` move the weights; `measure` and
 //! `state` say how good they are and keep them.
 //!
@@ -11,19 +11,19 @@
 
 mod adamw;
 mod batch;
+mod gradient;
 mod labels;
 mod measure;
 mod order;
 mod prepare;
 mod run;
 mod schedule;
-mod segment;
 mod state;
 
 pub use adamw::{AdamW, Rate, clip};
 pub use batch::Batch;
 pub use measure::score;
-pub use segment::{RouterPlan, Work};
+pub use gradient::{Goals, Gradients, Keep, PassLoss, PassScores, RouterPlan};
 
 use crate::adapter::{AdapterError, Mixture};
 use crate::backbone::Backbone;

@@ -2,18 +2,18 @@
 
 use super::adamw::{AdamW, Rate, clip};
 use super::batch::{Batch, runs};
+use super::gradient::{Goals, Gradients, RouterPlan};
 use super::labels::{Labels, expert_names};
 use super::measure::{PASS_TOKENS, measure};
 use super::order::Order;
 use super::prepare::Prepared;
 use super::schedule::{Clock, forced_share, rate_factor, steps_left};
-use super::segment::{RouterPlan, Work};
 use super::state::{Counters, State};
 use super::{Observer, TrainError};
 use crate::adapter::{ExpertLoad, Mixture, ParameterKind};
 use crate::backbone::Backbone;
 use crate::counter::{Counter, Site};
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 use empathd_proto::engine::{Evaluation, TrainSpec};
 use empathd_proto::record::Domain;
 use empathd_proto::report::{TrainPhase, TrainProgress, TrainReport};
@@ -50,12 +50,9 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Job<'a> {
-    /// Numbers as a mixture, as variables when they are to be trained.
-    fn mixture(&self, weights: &[Vec<f32>], variables: bool) -> candle_core::Result<Mixture> {
-        self.shape.map(|i, like| match variables {
-            true => Var::from_slice(&weights[i], like.dims(), self.base.device()).map(Var::into_inner),
-            false => Tensor::from_slice(&weights[i], like.dims(), self.base.device()),
-        })
+    /// Numbers as a mixture.
+    fn mixture(&self, weights: &[Vec<f32>]) -> candle_core::Result<Mixture> {
+        self.shape.map(|i, like| Tensor::from_slice(&weights[i], like.dims(), self.base.device()))
     }
 
     /// Held-out examples of one validation: every domain, up to the budget.
@@ -78,7 +75,7 @@ impl<'a> Job<'a> {
     }
 
     fn validate(&self, weights: &[Vec<f32>], observer: &mut dyn Observer) -> Result<Evaluation, TrainError> {
-        let mixture = self.mixture(weights, false)?;
+        let mixture = self.mixture(weights)?;
         measure(self.base, Some(&mixture), &self.validation_set(), &mut || observer.between_layers())
     }
 
@@ -206,7 +203,8 @@ impl<'a> Run<'a> {
         observer: &mut dyn Observer,
     ) -> Result<(Vec<Vec<f32>>, f64), TrainError> {
         let job = self.job;
-        let mixture = job.mixture(&self.state.weights, true)?;
+        let mut gradients = Gradients::reference(job.base.clone());
+        gradients.hold(&job.mixture(&self.state.weights)?, PASS_TOKENS)?;
         let mut sums: Vec<Vec<f32>> = self.state.weights.iter().map(|w| vec![0f32; w.len()]).collect();
         let mut load = ExpertLoad::default();
         let targets: usize = drawn.iter().map(|one| one.target_tokens()).sum();
@@ -217,9 +215,11 @@ impl<'a> Run<'a> {
             let share = batch.tokens() as f32 / tokens as f32;
             let plan = (!job.spec.mixture.experts.is_empty()).then(|| self.plan(&batch, run, first, share));
             first += run.len();
-            let weight = 1.0 / targets as f32;
-            let work = Work { base: job.base, mixture: &mixture, batch: &batch, weight, routers: plan.as_ref() };
-            loss += work.gradients(&mut sums, &mut load, &mut || observer.between_layers())?;
+            let weights = vec![1.0 / targets as f32; batch.target_tokens()];
+            let goals = Goals { weights: &weights, kept: &[], routers: plan.as_ref() };
+            let lost = gradients.pass(&batch, &goals, &mut sums, &mut || observer.between_layers())?;
+            loss += lost.language;
+            load.add(&lost.load);
         }
         self.state.counters.chosen.iter_mut().zip(&load.chosen).for_each(|(all, one)| *all += one);
         Ok((sums, loss))
@@ -294,7 +294,7 @@ impl<'a> Run<'a> {
         resumed_from: Option<u32>,
     ) -> Result<(Mixture, TrainReport), TrainError> {
         let c = self.state.counters;
-        let mixture = self.job.mixture(&self.state.best, false)?;
+        let mixture = self.job.mixture(&self.state.best)?;
         let after = |domain: &String| c.best.by_domain.get(domain).copied().unwrap_or(c.best.loss);
         let load = ExpertLoad { chosen: c.chosen, weight: Vec::new() };
         let report = TrainReport {

@@ -1,13 +1,17 @@
-//! Gradients of one pass, a layer at a time. Forward keeps the input of each layer; backward runs each layer once more
-//! with a graph one layer deep. Where memory allows, the graphs of the last layers are kept instead of made again.
+//! Gradients by candle's tensors, a layer at a time, on any device. Forward keeps the input of each layer; backward runs
+//! each layer once more with a graph one layer deep. Where memory allows, the graphs of the last layers are kept instead
+//! of made again. Refuses to know how weights move.
 
-use super::batch::Batch;
+use super::goals::{Goals, PassLoss, PassScores, RouterPlan};
 use crate::adapter::{ExpertLoad, Mixture};
 use crate::backbone::{Backbone, Routed};
 use crate::config::BackboneConfig;
 use crate::ops::host::host;
-use crate::ops::{RouterGoal, linear_cross_entropy, router_loss};
-use candle_core::{Result, Tensor, Var};
+use crate::ops::{RouterGoal, Target, frozen_linear, linear_cross_entropy, linear_nll, router_loss};
+use crate::train::TrainError;
+use crate::train::batch::Batch;
+use candle_core::{D, DType, Result, Tensor, Var};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Memory for graphs that are kept between forward and backward.
@@ -16,31 +20,95 @@ const GRAPH_BYTES_MAX: usize = 2 << 30;
 const BALANCE: f32 = 0.1;
 /// Weight of the square of the routers' logsumexp beside the label term.
 const LOGIT_SQUARE: f32 = 0.01;
+/// Rows whose logits are held at a time where the likeliest token is looked for.
+const SCORED_ROWS: usize = 96;
 
-/// What routers are told about the rows of a pass.
-pub struct RouterPlan {
-    /// For each row the wanted share of each expert, rows summing to one.
-    pub wanted: Arc<[f32]>,
-    /// For each expert the share of choices it should have.
-    pub prior: Arc<[f32]>,
-    /// Weight of the routers' own loss in this pass.
-    pub weight: f32,
-    /// For each layer and row the experts it must take; 0 lets the router choose.
-    pub forced: Option<Vec<Vec<u64>>>,
+/// A backbone and the variables trained over it.
+pub struct Trainer {
+    base: Backbone,
+    /// Each tensor a candle variable; none before a mixture is held.
+    mixture: Option<Mixture>,
+}
+
+impl Trainer {
+    pub(super) const fn new(base: Backbone) -> Self {
+        Self { base, mixture: None }
+    }
+
+    pub(super) fn config(&self) -> &BackboneConfig {
+        self.base.config()
+    }
+
+    pub(super) fn hold(&mut self, mixture: &Mixture) -> std::result::Result<(), TrainError> {
+        let device = self.base.device();
+        let variable = |tensor: &Tensor| Var::from_tensor(&tensor.to_device(device)?).map(Var::into_inner);
+        self.mixture = Some(mixture.map(|_, tensor| variable(tensor))?);
+        Ok(())
+    }
+
+    pub(super) fn set_weights(&mut self, weights: &[Vec<f32>]) -> std::result::Result<(), TrainError> {
+        let (held, device) = (self.held()?, self.base.device());
+        let like = held.parameters();
+        let fits = like.len() == weights.len()
+            && like.iter().zip(weights).all(|(p, numbers)| p.tensor.elem_count() == numbers.len());
+        if !fits {
+            return Err(TrainError::BadJob("the weights are not of the held mixture".into()));
+        }
+        let fresh = held.map(|i, like| Var::from_slice(&weights[i], like.dims(), device).map(Var::into_inner))?;
+        self.mixture = Some(fresh);
+        Ok(())
+    }
+
+    fn held(&self) -> std::result::Result<&Mixture, TrainError> {
+        self.mixture.as_ref().ok_or_else(|| TrainError::BadJob("no mixture is held".into()))
+    }
+
+    pub(super) fn pass(
+        &self,
+        batch: &Batch,
+        goals: &Goals<'_>,
+        sums: &mut [Vec<f32>],
+        between_layers: &mut dyn FnMut(),
+    ) -> std::result::Result<PassLoss, TrainError> {
+        let work = Work { base: &self.base, mixture: self.held()?, batch, goals };
+        Ok(work.gradients(sums, between_layers)?)
+    }
+
+    pub(super) fn scores(
+        &self,
+        batch: &Batch,
+        adapted: bool,
+        between_layers: &mut dyn FnMut(),
+    ) -> std::result::Result<PassScores, TrainError> {
+        let mixture = if adapted { Some(self.held()?) } else { None };
+        let mut x = self.base.embed(&batch.ids)?;
+        for index in 0..self.base.config().layers {
+            x = self.base.layer_forward(index, &x, &batch.pass, mixture, None)?.0.detach();
+            between_layers();
+        }
+        let (normed, head) = (self.base.normed(&x)?, self.base.head());
+        let nll = linear_nll(&normed, head, &batch.targets)?;
+        let mut hit = Vec::with_capacity(nll.len());
+        for targets in batch.targets.chunks(SCORED_ROWS) {
+            let rows: Vec<u32> = targets.iter().map(|target| target.row).collect();
+            let rows = normed.index_select(&Tensor::new(rows, normed.device())?, 0)?;
+            let likeliest = frozen_linear(&rows, head)?.argmax(D::Minus1)?.to_vec1::<u32>()?;
+            hit.extend(targets.iter().zip(likeliest).map(|(target, id)| target.id == id));
+        }
+        Ok(PassScores { nll, hit, priors: Vec::new() })
+    }
 }
 
 /// One pass whose gradients are wanted.
-pub struct Work<'a> {
+struct Work<'a> {
     /// Frozen weights.
-    pub base: &'a Backbone,
+    base: &'a Backbone,
     /// Trained tensors, each a candle variable.
-    pub mixture: &'a Mixture,
+    mixture: &'a Mixture,
     /// Conversations.
-    pub batch: &'a Batch,
-    /// Weight of each target's loss: one over the targets of the optimiser step.
-    pub weight: f32,
-    /// What routers are told, unless there are none.
-    pub routers: Option<&'a RouterPlan>,
+    batch: &'a Batch,
+    /// What the gradients are of.
+    goals: &'a Goals<'a>,
 }
 
 /// What forward leaves for backward.
@@ -51,30 +119,26 @@ struct Kept {
 }
 
 impl Work<'_> {
-    /// Adds the gradient of each parameter, in the order of [`Mixture::parameters`], to `sums`, and the routing to `load`.
-    /// Returns the weighted language loss of the pass.
+    /// Adds the gradient of each parameter, in the order of [`Mixture::parameters`], to `sums`.
     ///
     /// # Errors
     /// A tensor operation failed.
-    pub fn gradients(
-        &self,
-        sums: &mut [Vec<f32>],
-        load: &mut ExpertLoad,
-        between_layers: &mut dyn FnMut(),
-    ) -> Result<f64> {
-        let (kept, last) = self.forward(load, between_layers)?;
+    fn gradients(&self, sums: &mut [Vec<f32>], between_layers: &mut dyn FnMut()) -> Result<PassLoss> {
+        let mut found = PassLoss::default();
+        let (kept, last) = self.forward(&mut found.load, between_layers)?;
         let (loss, mut d_stream) = self.loss(last)?;
+        found.language = loss;
         let per_layer = sums.len() / kept.len().max(1);
         for (index, kept) in kept.into_iter().enumerate().rev() {
             let sums = &mut sums[index * per_layer..][..per_layer];
-            d_stream = self.backward(index, kept, &d_stream, sums)?;
+            d_stream = self.backward(index, kept, &d_stream, sums, &mut found.routers)?;
             between_layers();
         }
-        Ok(loss)
+        Ok(found)
     }
 
     fn run(&self, index: usize, x: &Tensor) -> Result<(Tensor, Option<Routed>)> {
-        let forced = self.routers.and_then(|r| r.forced.as_ref()).map(|f| f[index].as_slice());
+        let forced = self.goals.routers.and_then(|r| r.forced.as_ref()).map(|f| f[index].as_slice());
         self.base.layer_forward(index, x, &self.batch.pass, Some(self.mixture), forced)
     }
 
@@ -97,25 +161,48 @@ impl Work<'_> {
         Ok((all, x))
     }
 
+    /// The weighted language loss, as `[1]`: targets of one weight together.
+    fn language(&self, last: &Tensor) -> Result<Tensor> {
+        let mut by_weight: BTreeMap<u32, Vec<Target>> = BTreeMap::new();
+        for (target, weight) in self.batch.targets.iter().zip(self.goals.weights) {
+            by_weight.entry(weight.to_bits()).or_default().push(*target);
+        }
+        let normed = self.base.normed(last)?;
+        let mut total = Tensor::zeros(1, DType::F32, last.device())?;
+        for (weight, targets) in by_weight {
+            let targets: Arc<[Target]> = targets.into();
+            let loss = linear_cross_entropy(&normed, self.base.head(), &targets, f32::from_bits(weight))?;
+            total = (total + loss)?;
+        }
+        Ok(total)
+    }
+
     /// The loss and the gradient of the stream after the last layer.
     fn loss(&self, last: Tensor) -> Result<(f64, Tensor)> {
         let last = Var::from_tensor(&last)?;
-        let normed = self.base.normed(last.as_tensor())?;
-        let loss = linear_cross_entropy(&normed, self.base.head(), &self.batch.targets, self.weight)?;
+        let loss = self.language(last.as_tensor())?;
         let mut grads = loss.backward()?;
-        let value = f64::from(loss.to_vec1::<f32>()?.iter().sum::<f32>());
-        Ok((value, grads.remove(last.as_tensor()).map_or_else(|| last.zeros_like(), Ok)?))
+        Ok((sum(&loss)?, grads.remove(last.as_tensor()).map_or_else(|| last.zeros_like(), Ok)?))
     }
 
-    /// Adds the gradients of a layer to `sums`; gives the gradient of the stream before it.
-    fn backward(&self, index: usize, kept: Kept, d_stream: &Tensor, sums: &mut [Vec<f32>]) -> Result<Tensor> {
+    /// Adds the gradients of a layer to `sums` and its routers' loss to `lost`; gives the gradient of the stream before it.
+    fn backward(
+        &self,
+        index: usize,
+        kept: Kept,
+        d_stream: &Tensor,
+        sums: &mut [Vec<f32>],
+        lost: &mut f64,
+    ) -> Result<Tensor> {
         let (output, routed) = match kept.output {
             Some(output) => output,
             None => self.run(index, kept.input.as_tensor())?,
         };
         let mut root = output.mul(d_stream)?.sum_all()?;
-        if let (Some(plan), Some(routed)) = (self.routers, &routed) {
-            root = (root + (plan.loss(routed)? * f64::from(plan.weight))?.sum_all()?)?;
+        if let (Some(plan), Some(routed)) = (self.goals.routers, &routed) {
+            let own = (plan.loss(routed)? * f64::from(plan.weight))?;
+            *lost += sum(&own)?;
+            root = (root + own.sum_all()?)?;
         }
         let mut grads = root.backward()?;
         for (sum, parameter) in sums.iter_mut().zip(self.mixture.layer_parameters(index)) {
@@ -126,6 +213,11 @@ impl Work<'_> {
         }
         grads.remove(kept.input.as_tensor()).map_or_else(|| d_stream.zeros_like(), Ok)
     }
+}
+
+/// The sum of a tensor's few numbers.
+fn sum(tensor: &Tensor) -> Result<f64> {
+    Ok(tensor.flatten_all()?.to_vec1::<f32>()?.iter().copied().map(f64::from).sum())
 }
 
 impl RouterPlan {
@@ -161,7 +253,7 @@ mod tests {
     use super::*;
     use crate::backbone::tests::{random_backbone, random_mixture};
     use crate::config::tests::tiny;
-    use crate::train::Encoded;
+    use crate::train::{Encoded, Gradients};
 
     const WEIGHT: f32 = 0.2;
 
@@ -182,7 +274,9 @@ mod tests {
 
     /// The whole loss with one graph through every layer.
     fn whole(base: &Backbone, mixture: &Mixture, batch: &Batch, plan: &RouterPlan) -> Tensor {
-        let work = Work { base, mixture, batch, weight: WEIGHT, routers: Some(plan) };
+        let weights = vec![WEIGHT; batch.target_tokens()];
+        let goals = Goals { weights: &weights, kept: &[], routers: Some(plan) };
+        let work = Work { base, mixture, batch, goals: &goals };
         let mut x = base.embed(&batch.ids).unwrap();
         let mut total = Tensor::zeros(1, candle_core::DType::F32, base.device()).unwrap();
         for index in 0..2 {
@@ -198,18 +292,26 @@ mod tests {
         mixture.map(|_, t| Var::from_tensor(t).map(Var::into_inner)).unwrap()
     }
 
+    fn zeros(mixture: &Mixture) -> Vec<Vec<f32>> {
+        mixture.parameters().iter().map(|p| vec![0.0; p.tensor.elem_count()]).collect()
+    }
+
     fn value(tensor: &Tensor) -> f64 {
         f64::from(tensor.to_vec1::<f32>().unwrap()[0])
     }
 
-    /// Gradients by the segment engine.
+    /// Gradients a layer at a time.
     fn found(base: &Backbone, mixture: &Mixture, plan: &RouterPlan) -> (f64, Vec<Vec<f32>>, ExpertLoad) {
-        let mut sums: Vec<Vec<f32>> = mixture.parameters().iter().map(|p| vec![0.0; p.tensor.elem_count()]).collect();
-        let (batch, mut load, mut yields) = (batch(), ExpertLoad::default(), 0);
-        let work = Work { base, mixture, batch: &batch, weight: WEIGHT, routers: Some(plan) };
-        let loss = work.gradients(&mut sums, &mut load, &mut || yields += 1).unwrap();
+        let (mut sums, batch, mut yields) = (zeros(mixture), batch(), 0);
+        let weights = vec![WEIGHT; batch.target_tokens()];
+        let mut trainer = Gradients::reference(base.clone());
+        trainer.hold(mixture, batch.tokens()).unwrap();
+        let goals = Goals { weights: &weights, kept: &[], routers: Some(plan) };
+        let lost = trainer.pass(&batch, &goals, &mut sums, &mut || yields += 1).unwrap();
         assert_eq!(yields, 4, "once a layer each way");
-        (loss, sums, load)
+        let whole = f64::from(whole(base, mixture, &batch, plan).to_vec1::<f32>().unwrap()[0]);
+        assert!((lost.language + lost.routers - whole).abs() < 1e-4 * whole);
+        (lost.language, sums, lost.load)
     }
 
     #[test]
@@ -279,12 +381,14 @@ mod tests {
         let mixture = variables(&random_mixture(&tiny(), 4));
         let one = |ids: &[u32]| Encoded { ids: ids.to_vec(), target: vec![true; ids.len()] };
         let (a, b) = (one(&[4, 8, 2, 13, 22, 7]), one(&[10, 25, 1, 28]));
-        let sum = |batches: &[Batch]| {
-            let mut sums: Vec<Vec<f32>> =
-                mixture.parameters().iter().map(|p| vec![0.0; p.tensor.elem_count()]).collect();
+        let mut trainer = Gradients::reference(base);
+        trainer.hold(&mixture, 10).unwrap();
+        let mut sum = |batches: &[Batch]| {
+            let mut sums = zeros(&mixture);
             for batch in batches {
-                let work = Work { base: &base, mixture: &mixture, batch, weight: 1.0 / 8.0, routers: None };
-                work.gradients(&mut sums, &mut ExpertLoad::default(), &mut || ()).unwrap();
+                let weights = vec![1.0 / 8.0; batch.target_tokens()];
+                let goals = Goals { weights: &weights, kept: &[], routers: None };
+                trainer.pass(batch, &goals, &mut sums, &mut || ()).unwrap();
             }
             sums.concat()
         };
