@@ -1,8 +1,11 @@
 //! The mixture as one safetensors file: plain PEFT tensors under `shared/` and `experts/<n>/`, routers under `router/`,
 //! the manifest in the file's own metadata. Split at the first word, each part is a LoRA that other programs load.
+//! Format 2 may leave out shared pairs and adds `router/layers.<l>.prior_weight` `[1]` and `router/session.head`
+//! `[experts, hidden]`; files of format 1 have every shared pair and neither of these, and open as such.
 
-use super::init::{check, stack};
-use super::{LayerAdapter, Linear, LowRank, Mixture};
+use super::init::{check, shared, stack};
+use super::route::Policy;
+use super::{LayerAdapter, Linear, LowRank, Mixture, prior_layer};
 use crate::config::BackboneConfig;
 use crate::ops::host::host;
 use candle_core::{Device, Result as TensorResult, Tensor};
@@ -12,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// Version of the format.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// Versions that are read.
+const READABLE: std::ops::RangeInclusive<u32> = 1..=FORMAT;
 /// Key of the manifest in the metadata.
 const MANIFEST: &str = "empathd_manifest";
 
@@ -91,10 +96,11 @@ fn peft(part: &str, layer: usize, linear: Linear, side: char) -> String {
 
 /// The parts of a stack: their names, first rows and ranks.
 fn parts(linear: Linear, spec: &MixtureSpec) -> Vec<(String, usize, usize)> {
-    let (shared, rank) = (spec.shared_rank as usize, spec.expert_rank as usize);
+    let (shared, rank) = (shared(linear, spec), spec.expert_rank as usize);
     let experts = if linear.is_routed() { spec.experts.len() } else { 0 };
     let routed = (0..experts).map(|e| (format!("experts/{e}"), shared + e * rank, rank));
-    std::iter::once(("shared".to_owned(), 0, shared)).chain(routed).collect()
+    let everyone = (shared > 0).then(|| ("shared".to_owned(), 0, shared));
+    everyone.into_iter().chain(routed).collect()
 }
 
 impl Mixture {
@@ -106,6 +112,7 @@ impl Mixture {
         let mut blocks = Vec::new();
         for (index, layer) in self.layers.iter().enumerate() {
             for (linear, pair) in Linear::ALL.iter().zip(&layer.pairs) {
+                let Some(pair) = pair else { continue };
                 for (part, start, rank) in parts(*linear, &self.spec) {
                     blocks.push(named(peft(&part, index, *linear, 'A'), &pair.a.narrow(0, start, rank)?)?);
                     blocks.push(named(peft(&part, index, *linear, 'B'), &pair.b.narrow(1, start, rank)?)?);
@@ -114,6 +121,12 @@ impl Mixture {
             if let Some(router) = &layer.router {
                 blocks.push(named(format!("router/layers.{index}.weight"), router)?);
             }
+            if let Some(weight) = &layer.prior_weight {
+                blocks.push(named(format!("router/layers.{index}.prior_weight"), weight)?);
+            }
+        }
+        if let Some(head) = &self.session {
+            blocks.push(named("router/session.head".to_owned(), head)?);
         }
         let manifest = Manifest { format: FORMAT, base_sha256, mixture: self.spec.clone() };
         let manifest = serde_json::to_string(&manifest).map_err(|e| AdapterError::Malformed(e.to_string()))?;
@@ -129,16 +142,19 @@ impl Mixture {
         let (file, manifest) = read(bytes, MANIFEST).map_err(AdapterError::Malformed)?;
         let manifest: Manifest =
             serde_json::from_str(&manifest).map_err(|_| AdapterError::Malformed("its manifest is unknown".into()))?;
-        if manifest.format != FORMAT {
+        if !READABLE.contains(&manifest.format) {
             return Err(AdapterError::Malformed(format!("its format is {}, known is {FORMAT}", manifest.format)));
         }
         if manifest.base_sha256 != base_sha256 {
             return Err(AdapterError::OtherBase);
         }
         let spec = manifest.mixture;
-        check(&spec)?;
+        check(config, &spec)?;
         let layers = (0..config.layers).map(|index| read_layer(&file, config, &spec, index));
-        Ok(Self { layers: layers.collect::<Result<_, _>>().map_err(AdapterError::Malformed)?, spec })
+        let layers = layers.collect::<Result<_, _>>().map_err(AdapterError::Malformed)?;
+        let head = || tensor(&file, "router/session.head", &[spec.experts.len(), config.hidden]);
+        let session = spec.session_prior.then(head).transpose().map_err(AdapterError::Malformed)?;
+        Ok(Self { layers, spec, session })
     }
 }
 
@@ -150,6 +166,11 @@ fn named(name: String, tensor: &Tensor) -> TensorResult<(String, Vec<usize>, Vec
     Ok((name, shape, data))
 }
 
+/// A block as a tensor.
+fn tensor(file: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Result<Tensor, String> {
+    Tensor::from_vec(block(file, name, shape)?, shape, &Device::Cpu).map_err(|e| e.to_string())
+}
+
 fn read_layer(
     file: &SafeTensors<'_>,
     config: &BackboneConfig,
@@ -159,15 +180,16 @@ fn read_layer(
     let pairs = Linear::ALL.iter().map(|linear| read_pair(file, config, spec, (index, *linear)));
     let pairs = pairs.collect::<Result<_, _>>()?;
     let experts = spec.experts.len();
-    let router = match experts {
-        0 => None,
-        _ => {
-            let shape = [experts, config.hidden];
-            let data = block(file, &format!("router/layers.{index}.weight"), &shape)?;
-            Some(Tensor::from_vec(data, &shape, &Device::Cpu).map_err(|e| e.to_string())?)
-        }
-    };
-    Ok(LayerAdapter { pairs, router, top_k: spec.top_k as usize, scale: spec.scale })
+    let router = || tensor(file, &format!("router/layers.{index}.weight"), &[experts, config.hidden]);
+    let prior_weight = || tensor(file, &format!("router/layers.{index}.prior_weight"), &[1]);
+    let hears = spec.session_prior && index >= prior_layer(config.layers);
+    Ok(LayerAdapter {
+        pairs,
+        router: (experts > 0).then(router).transpose()?,
+        prior_weight: hears.then(prior_weight).transpose()?,
+        policy: Policy::new(spec),
+        scale: spec.scale,
+    })
 }
 
 fn read_pair(
@@ -175,8 +197,11 @@ fn read_pair(
     config: &BackboneConfig,
     spec: &MixtureSpec,
     (index, linear): (usize, Linear),
-) -> Result<LowRank, String> {
+) -> Result<Option<LowRank>, String> {
     let ((inner, out), width) = (linear.sides(config), stack(linear, spec));
+    if width == 0 {
+        return Ok(None);
+    }
     let mut a = Vec::with_capacity(width * inner);
     let mut b = vec![0f32; out * width];
     for (part, start, rank) in parts(linear, spec) {
@@ -187,7 +212,7 @@ fn read_pair(
         }
     }
     let tensor = |data, shape| Tensor::from_vec(data, shape, &Device::Cpu).map_err(|e| e.to_string());
-    Ok(LowRank { a: tensor(a, (width, inner))?, b: tensor(b, (out, width))?, shared: spec.shared_rank as usize })
+    Ok(Some(LowRank { a: tensor(a, (width, inner))?, b: tensor(b, (out, width))?, shared: shared(linear, spec) }))
 }
 
 #[cfg(test)]
@@ -195,34 +220,70 @@ mod tests {
     use super::*;
     use crate::config::tests::tiny;
     use crate::ops::check::random;
+    use empathd_proto::engine::{CrisisFloor, LinearName};
     use empathd_proto::record::Domain;
 
-    fn mixture() -> Mixture {
+    fn spec() -> MixtureSpec {
         let experts = vec![Some(Domain::Crisis), None, Some(Domain::Bias)];
-        let spec =
-            MixtureSpec { shared_rank: 2, expert_rank: 3, experts, top_k: 2, scale: 2.0, ..MixtureSpec::default() };
-        let fresh = Mixture::init(&tiny(), &spec, 1).unwrap();
+        MixtureSpec { shared_rank: 2, expert_rank: 3, experts, top_k: 2, scale: 2.0, ..MixtureSpec::default() }
+    }
+
+    fn mixture(spec: &MixtureSpec) -> Mixture {
+        let fresh = Mixture::init(&tiny(), spec, 1).unwrap();
         fresh.map(|i, t| Ok::<_, ()>(random(t.dims(), i as u64))).unwrap()
+    }
+
+    fn numbers(mixture: &Mixture) -> Vec<(String, Vec<f32>)> {
+        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1().unwrap();
+        mixture.parameters().into_iter().map(|p| (p.name, flat(p.tensor))).collect()
     }
 
     #[test]
     fn a_mixture_survives_its_file() {
-        let mixture = mixture();
-        let bytes = mixture.to_bytes([7; 32]).unwrap();
-        let back = Mixture::from_bytes(&bytes, &tiny(), [7; 32]).unwrap();
-        assert_eq!(back.spec(), mixture.spec());
-        for (a, b) in mixture.parameters().iter().zip(back.parameters()) {
-            assert_eq!(a.name, b.name);
-            assert_eq!(a.tensor.to_vec2::<f32>().unwrap(), b.tensor.to_vec2::<f32>().unwrap(), "{}", a.name);
+        let hearing = MixtureSpec {
+            session_prior: true,
+            crisis_floor: Some(CrisisFloor::default()),
+            shared_on: vec![LinearName::Query, LinearName::Down],
+            ..spec()
+        };
+        for spec in [spec(), hearing] {
+            let mixture = mixture(&spec);
+            let bytes = mixture.to_bytes([7; 32]).unwrap();
+            let back = Mixture::from_bytes(&bytes, &tiny(), [7; 32]).unwrap();
+            assert_eq!(back.spec(), mixture.spec());
+            assert_eq!(numbers(&back), numbers(&mixture));
+            assert_eq!(back.layer(1).policy(), mixture.layer(1).policy());
+            let (file, _) = read(&bytes, MANIFEST).unwrap();
+            let name = "experts/2/base_model.model.model.layers.1.mlp.down_proj.lora_B.weight";
+            assert_eq!(file.tensor(name).unwrap().shape(), [tiny().hidden, 3], "one expert is a plain PEFT tensor");
         }
+    }
+
+    /// A file as it was written before format 2: its tensors, and a manifest that says less.
+    #[test]
+    fn a_file_of_format_1_still_opens() {
+        let mixture = mixture(&spec());
+        let bytes = mixture.to_bytes([7; 32]).unwrap();
         let (file, _) = read(&bytes, MANIFEST).unwrap();
-        let name = "experts/2/base_model.model.model.layers.1.mlp.down_proj.lora_B.weight";
-        assert_eq!(file.tensor(name).unwrap().shape(), [tiny().hidden, 3], "one expert is a plain PEFT tensor");
+        let manifest = serde_json::json!({
+            "format": 1,
+            "base_sha256": vec![7u8; 32],
+            "mixture": { "shared_rank": 2, "expert_rank": 3, "experts": ["crisis", null, "bias"], "top_k": 2, "scale": 2.0 },
+        });
+        let metadata = HashMap::from([(MANIFEST.to_owned(), manifest.to_string())]);
+        let old = safetensors::serialize(file.tensors(), Some(metadata)).unwrap();
+        let back = Mixture::from_bytes(&old, &tiny(), [7; 32]).unwrap();
+        assert_eq!(back.spec(), &spec());
+        assert_eq!(numbers(&back), numbers(&mixture));
+        let newer = manifest.to_string().replace("\"format\":1", "\"format\":3");
+        let newer =
+            safetensors::serialize(file.tensors(), Some(HashMap::from([(MANIFEST.to_owned(), newer)]))).unwrap();
+        assert!(matches!(Mixture::from_bytes(&newer, &tiny(), [7; 32]), Err(AdapterError::Malformed(_))));
     }
 
     #[test]
     fn wrong_bytes_are_refused() {
-        let bytes = mixture().to_bytes([7; 32]).unwrap();
+        let bytes = mixture(&spec()).to_bytes([7; 32]).unwrap();
         let open = |bytes: &[u8], config: &BackboneConfig, base| Mixture::from_bytes(bytes, config, base).map(|_| ());
         assert!(matches!(open(&bytes, &tiny(), [8; 32]), Err(AdapterError::OtherBase)));
         let wider = BackboneConfig { ffn: 24, ..tiny() };

@@ -1,6 +1,7 @@
 //! The seven linear maps of a layer, by the names that Hugging Face and PEFT give them.
 
 use crate::config::BackboneConfig;
+use empathd_proto::engine::LinearName;
 
 /// One of the linear maps of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +37,20 @@ impl Linear {
             Self::Gate => "mlp.gate_proj",
             Self::Up => "mlp.up_proj",
             Self::Down => "mlp.down_proj",
+        }
+    }
+
+    /// The word that a mixture's shape says for it.
+    #[must_use]
+    pub const fn word(self) -> LinearName {
+        match self {
+            Self::Query => LinearName::Query,
+            Self::Key => LinearName::Key,
+            Self::Value => LinearName::Value,
+            Self::Output => LinearName::Output,
+            Self::Gate => LinearName::Gate,
+            Self::Up => LinearName::Up,
+            Self::Down => LinearName::Down,
         }
     }
 

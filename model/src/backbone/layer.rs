@@ -104,9 +104,9 @@ impl Layer {
         gates: Option<&'a Tensor>,
     ) -> Projection<'a> {
         let weight = &self.weights[linear as usize];
-        match adapter {
+        match adapter.and_then(|layer| layer.pair(linear).map(|pair| (pair, layer.scale()))) {
             None => Projection::Frozen { weight },
-            Some(layer) => Projection::Adapted { weight, pair: layer.pair(linear), scale: layer.scale(), gates },
+            Some((pair, scale)) => Projection::Adapted { weight, pair, scale, gates },
         }
     }
 }
@@ -115,7 +115,7 @@ impl Layer {
 fn route(x: &Tensor, adapter: &LayerAdapter, forced: Option<&[u64]>) -> Result<Option<Routed>> {
     let Some(router) = adapter.router() else { return Ok(None) };
     let logits = down(x, router)?;
-    let choice = choose(&logits, adapter.top_k(), forced)?;
+    let choice = choose(&logits, adapter.policy().top_k, forced)?;
     let gates = gate(&logits, &choice)?;
     Ok(Some(Routed { logits, choice, gates }))
 }

@@ -123,7 +123,7 @@ impl Model {
     /// [`ModelError::Weights`] when it does not fit.
     pub fn adapter(&self, mixture: Mixture) -> Result<ServingAdapter, ModelError> {
         if self.packed.is_some() {
-            return ServingAdapter::packed(mixture, self.config.layers).map_err(ModelError::Weights);
+            return ServingAdapter::packed(mixture, &self.config).map_err(ModelError::Weights);
         }
         let mixture = mixture.map(|_, tensor| tensor.to_device(&self.device)).map_err(ModelError::Weights)?;
         Ok(ServingAdapter::plain(mixture))

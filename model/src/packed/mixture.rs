@@ -5,7 +5,8 @@
 //! `scale·g`; each row adds only the parts that it chose. A part is the shared pair (0) or an expert (from 1); the B sides of
 //! the parts lie apart, so that what one row reads is few long stretches of memory.
 
-use crate::adapter::{Linear, Mixture};
+use crate::adapter::{Linear, LowRank, Mixture};
+use crate::config::BackboneConfig;
 use crate::kernels::{Arena, PackKind, PackedMatrix};
 use candle_core::{Device, Result, Tensor};
 use std::ops::Range;
@@ -55,7 +56,7 @@ pub struct PackedMixture {
 struct AdapterLayer {
     /// `[experts, hidden]`, row after row.
     router: Vec<f32>,
-    sites: Vec<AdapterSite>,
+    sites: Vec<Option<AdapterSite>>,
 }
 
 /// The pairs of the linear maps that read one input.
@@ -73,25 +74,25 @@ impl PackedMixture {
     ///
     /// # Errors
     /// A tensor cannot be read.
-    pub fn new(mixture: &Mixture, layers: usize) -> Result<Self> {
-        let spec = mixture.spec();
-        let (shared, rank) = (spec.shared_rank as usize, spec.expert_rank as usize);
-        let sizes = (0..layers).map(|index| layer_bytes(mixture, index, (shared, rank)));
-        let mut arena = Arena::new(sizes.sum::<Result<usize>>()?);
+    pub fn new(mixture: &Mixture, config: &BackboneConfig) -> Result<Self> {
+        let (spec, layers) = (mixture.spec(), config.layers);
+        // Without a shared pair anywhere a column of zeros stands for it.
+        let shared = if spec.shared_on.is_empty() { 1 } else { spec.shared_rank as usize };
+        let stacks = Stacks { config, shared, rank: spec.expert_rank as usize, experts: spec.experts.len() };
+        let mut arena = Arena::new((0..layers).map(|index| stacks.bytes(mixture, index)).sum());
         Ok(Self {
             experts: spec.experts.len(),
             top_k: spec.top_k as usize,
             scale: spec.scale,
             shared,
-            rank,
-            layers: (0..layers)
-                .map(|index| layer(mixture, index, (shared, rank), &mut arena))
-                .collect::<Result<_>>()?,
+            rank: stacks.rank,
+            layers: (0..layers).map(|index| stacks.layer(mixture, index, &mut arena)).collect::<Result<_>>()?,
         })
     }
 
-    pub(super) fn site(&self, layer: usize, site: Site) -> &AdapterSite {
-        &self.layers[layer].sites[site as usize]
+    /// The pairs of a site; none where nothing was trained.
+    pub(super) fn site(&self, layer: usize, site: Site) -> Option<&AdapterSite> {
+        self.layers[layer].sites[site as usize].as_ref()
     }
 
     /// The router of a layer, `[experts, hidden]`; empty without experts.
@@ -116,7 +117,7 @@ impl PackedMixture {
 
     /// Columns of the site that has most.
     pub(super) fn widest(&self) -> usize {
-        let sites = self.layers.iter().flat_map(|layer| &layer.sites);
+        let sites = self.layers.iter().flat_map(|layer| layer.sites.iter().flatten());
         sites.map(|site| site.a.rows()).max().unwrap_or(0)
     }
 }
@@ -129,51 +130,91 @@ fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()
 }
 
-/// How many parts a pair of so many columns has.
-const fn parts_of((shared, rank): (usize, usize), width: usize) -> usize {
-    1 + (width - shared) / rank
+/// The common shape of the stacks: every linear map of a site has the same parts, those that were not trained as zeros.
+struct Stacks<'a> {
+    config: &'a BackboneConfig,
+    shared: usize,
+    rank: usize,
+    experts: usize,
 }
 
-/// Bytes of all packed pairs of a layer.
-fn layer_bytes(mixture: &Mixture, index: usize, ranks: (usize, usize)) -> Result<usize> {
-    let mut bytes = 0;
-    for site in Site::ALL {
-        for linear in site.linears() {
-            let pair = mixture.layer(index).pair(*linear);
-            let ((width, inner), out) = (pair.a.dims2()?, pair.b.dim(0)?);
-            // Each linear map alone is at least as large as its rows in the stack.
-            bytes += PackedMatrix::bytes_for(PackKind::Q8, width, inner);
-            for part in 0..parts_of(ranks, width) {
-                bytes += PackedMatrix::bytes_for(PackKind::F16, out, columns(ranks, part).len());
-            }
-        }
+impl Stacks<'_> {
+    /// Parts of the linear maps of a site.
+    const fn parts(&self, site: Site) -> usize {
+        1 + if site.is_routed() { self.experts } else { 0 }
     }
-    Ok(bytes)
-}
 
-fn layer(mixture: &Mixture, index: usize, ranks: (usize, usize), arena: &mut Arena) -> Result<AdapterLayer> {
-    let adapter = mixture.layer(index);
-    let router = adapter.router().map(numbers).transpose()?.unwrap_or_default();
-    let site = |site: Site| {
-        let pairs: Vec<_> = site.linears().iter().map(|linear| adapter.pair(*linear)).collect();
-        let (width, inner) = pairs[0].a.dims2()?;
-        let mut a = Vec::with_capacity(pairs.len() * width * inner);
-        for pair in &pairs {
-            a.extend(numbers(&pair.a)?);
+    /// Columns of each of them.
+    const fn width(&self, site: Site) -> usize {
+        self.shared + (self.parts(site) - 1) * self.rank
+    }
+
+    /// Whether something was trained at a site of a layer.
+    fn is_trained(mixture: &Mixture, index: usize, site: Site) -> bool {
+        site.linears().iter().any(|linear| mixture.layer(index).pair(*linear).is_some())
+    }
+
+    /// Bytes of all packed pairs of a layer.
+    fn bytes(&self, mixture: &Mixture, index: usize) -> usize {
+        let part = |out: usize, part: usize| {
+            PackedMatrix::bytes_for(PackKind::F16, out, columns((self.shared, self.rank), part).len())
+        };
+        let linear = |site: Site, linear: Linear| {
+            let (inner, out) = linear.sides(self.config);
+            // Each linear map alone is at least as large as its rows in the stack.
+            let a = PackedMatrix::bytes_for(PackKind::Q8, self.width(site), inner);
+            a + (0..self.parts(site)).map(|at| part(out, at)).sum::<usize>()
+        };
+        let trained = Site::ALL.into_iter().filter(|site| Self::is_trained(mixture, index, *site));
+        trained.flat_map(|site| site.linears().iter().map(move |at| linear(site, *at))).sum()
+    }
+
+    fn layer(&self, mixture: &Mixture, index: usize, arena: &mut Arena) -> Result<AdapterLayer> {
+        let adapter = mixture.layer(index);
+        let router = adapter.router().map(numbers).transpose()?.unwrap_or_default();
+        let mut sites = Vec::with_capacity(Site::ALL.len());
+        for site in Site::ALL {
+            let trained = Self::is_trained(mixture, index, site);
+            sites.push(if trained { Some(self.site(mixture, index, site, arena)?) } else { None });
         }
-        let a = PackedMatrix::from_f32_in(Some(arena), PackKind::Q8, pairs.len() * width, inner, &a);
-        let mut b = Vec::with_capacity(pairs.len());
-        for pair in &pairs {
-            let out = pair.b.dim(0)?;
-            let parts = (0..parts_of(ranks, width)).map(|part| {
-                let columns = columns(ranks, part);
-                let rank = columns.len();
-                let numbers = numbers(&pair.b.narrow(1, columns.start, rank)?.contiguous()?)?;
-                Ok(PackedMatrix::from_f32_in(Some(arena), PackKind::F16, out, rank, &numbers))
-            });
-            b.push(parts.collect::<Result<_>>()?);
+        Ok(AdapterLayer { router, sites })
+    }
+
+    fn site(&self, mixture: &Mixture, index: usize, site: Site, arena: &mut Arena) -> Result<AdapterSite> {
+        let (linears, width, mut a, mut wide) = (site.linears(), self.width(site), Vec::new(), Vec::new());
+        for linear in linears {
+            let pair = mixture.layer(index).pair(*linear);
+            let (narrowing, widening) = self.padded(pair, linear.sides(self.config), width)?;
+            a.extend(narrowing);
+            wide.push(widening);
         }
+        let inner = a.len() / (linears.len() * width);
+        let a = PackedMatrix::from_f32_in(Some(arena), PackKind::Q8, linears.len() * width, inner, &a);
+        let mut part = |b: &[f32], part: usize| {
+            let columns = columns((self.shared, self.rank), part);
+            let numbers: Vec<f32> =
+                b.chunks_exact(width).flat_map(|row| row[columns.clone()].iter().copied()).collect();
+            PackedMatrix::from_f32_in(Some(&mut *arena), PackKind::F16, b.len() / width, columns.len(), &numbers)
+        };
+        let b = wide.iter().map(|b| (0..self.parts(site)).map(|at| part(b, at)).collect()).collect();
         Ok(AdapterSite { a, b, width })
-    };
-    Ok(AdapterLayer { router, sites: Site::ALL.into_iter().map(site).collect::<Result<_>>()? })
+    }
+
+    /// A `[width, in]` and B `[out, width]` of a linear map, zeros where it has no pair or no shared part.
+    fn padded(
+        &self,
+        pair: Option<&LowRank>,
+        (inner, out): (usize, usize),
+        width: usize,
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
+        let (mut a, mut b) = (vec![0f32; width * inner], vec![0f32; out * width]);
+        let Some(pair) = pair else { return Ok((a, b)) };
+        let (own_a, own_b) = (numbers(&pair.a)?, numbers(&pair.b)?);
+        let first = if pair.shared > 0 { 0 } else { self.shared };
+        a[first * inner..].copy_from_slice(&own_a);
+        for (to, from) in b.chunks_exact_mut(width).zip(own_b.chunks_exact(width - first)) {
+            to[first..].copy_from_slice(from);
+        }
+        Ok((a, b))
+    }
 }

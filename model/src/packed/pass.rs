@@ -204,7 +204,7 @@ impl Adapted {
         self.tiles.clear();
         for (number, group) in self.groups.iter().enumerate() {
             let Some(mixture) = packed(spans, group.span) else { continue };
-            let AdapterSite { a, b, width } = mixture.site(layer, site);
+            let Some(AdapterSite { a, b, width }) = mixture.site(layer, site) else { continue };
             if group.rows > SPARSE_ROWS {
                 self.tiles.extend((0..a.row_tiles()).map(|tile| (number, tile)));
                 continue;
@@ -248,7 +248,7 @@ impl Adapted {
 /// The A sides of a group's generation at a site.
 fn stack<'a>(spans: &'a [Span<'_>], layer: usize, site: Site, group: &Group, factors: &'a [f32]) -> Stack<'a> {
     let mixture = packed(spans, group.span).expect("groups have generations for packed weights");
-    let AdapterSite { a, width, .. } = mixture.site(layer, site);
+    let AdapterSite { a, width, .. } = mixture.site(layer, site).expect("tiles are of sites that were trained");
     Stack {
         weights: a,
         rows: group.first_row..group.first_row + group.rows,
@@ -275,7 +275,7 @@ impl Widening<'_> {
     fn each(&self, mut f: impl FnMut(&Group, &PackedMixture, &AdapterSite, usize)) {
         for group in self.groups {
             let Some(mixture) = packed(self.spans, group.span) else { continue };
-            let site = mixture.site(self.layer, self.at.0);
+            let Some(site) = mixture.site(self.layer, self.at.0) else { continue };
             group.parts(self.at.0).for_each(|part| f(group, mixture, site, part));
         }
     }

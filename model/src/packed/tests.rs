@@ -73,7 +73,7 @@ fn mixture(config: &BackboneConfig, experts: usize, seed: u64) -> Mixture {
 }
 
 fn adapter(config: &BackboneConfig, experts: usize, seed: u64) -> Arc<ServingAdapter> {
-    Arc::new(ServingAdapter::packed(mixture(config, experts, seed), config.layers).unwrap())
+    Arc::new(ServingAdapter::packed(mixture(config, experts, seed), config).unwrap())
 }
 
 fn executor(weights: &Arc<PackedWeights>, threads: usize, instructions: Instructions) -> Executor {

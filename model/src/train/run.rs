@@ -240,7 +240,7 @@ impl<'a> Run<'a> {
         let spec = self.job.spec;
         let factor = rate_factor(self.state.counters.progress, f64::from(spec.warmup)) as f32;
         let of = |kind| match kind {
-            ParameterKind::LowRank => Rate { rate: factor * spec.learning_rate, decay: spec.weight_decay },
+            ParameterKind::A | ParameterKind::B => Rate { rate: factor * spec.learning_rate, decay: spec.weight_decay },
             ParameterKind::Router => Rate { rate: factor * spec.router_learning_rate, decay: 0.0 },
         };
         self.job.shape.parameters().iter().map(|p| of(p.kind)).collect()

@@ -76,12 +76,12 @@ impl ServingAdapter {
         Self { mixture, packed: None }
     }
 
-    /// A generation for packed weights of so many layers.
+    /// A generation for packed weights of this shape.
     ///
     /// # Errors
     /// A tensor cannot be read.
-    pub fn packed(mixture: Mixture, layers: usize) -> Result<Self, candle_core::Error> {
-        let packed = Some(PackedMixture::new(&mixture, layers)?);
+    pub fn packed(mixture: Mixture, config: &BackboneConfig) -> Result<Self, candle_core::Error> {
+        let packed = Some(PackedMixture::new(&mixture, config)?);
         Ok(Self { mixture, packed })
     }
 }
