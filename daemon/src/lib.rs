@@ -23,6 +23,7 @@ pub mod inference;
 mod jobs;
 mod records;
 mod refusals;
+mod stored;
 mod vault;
 
 pub mod clock;

@@ -95,6 +95,8 @@ words! {
         Finished = "finished",
         /// Ended with a problem.
         Failed = "failed",
+        /// Goes on by itself when its window opens.
+        Waiting = "waiting",
     }
 
     /// What part of training is under way.
@@ -110,6 +112,33 @@ words! {
         /// Over.
         Done = "done",
     }
+
+    /// Why training took no more steps.
+    EndReason {
+        /// All planned steps were taken.
+        Steps = "steps",
+        /// Its time was over before its plan was.
+        Deadline = "deadline",
+        /// Validation did not get better any more.
+        Patience = "patience",
+        /// It was told to.
+        Command = "command",
+        /// The loss or the gradient was not a number; the last good weights were kept.
+        Diverged = "diverged",
+    }
+}
+
+/// Fewer items than this are called a small sample.
+pub const SMALL_SAMPLE_ITEMS: u64 = 30;
+
+words! {
+    /// On which side of its limit a figure has to stay.
+    BoundRule {
+        /// Below it or equal.
+        AtMost = "at_most",
+        /// Above it or equal.
+        AtLeast = "at_least",
+    }
 }
 
 /// One bound of the gate.
@@ -119,15 +148,73 @@ pub struct GateBound {
     pub name: String,
     /// What was measured.
     pub measured: f64,
-    /// What it had to be below or equal to.
+    /// What it was held against.
     pub limit: f64,
+    /// On which side of the limit it has to stay.
+    pub rule: BoundRule,
+    /// Items it was measured on; 0 where nothing is counted.
+    pub items: u64,
     /// Whether it held.
     pub held: bool,
 }
 
-/// What the gate found.
+impl GateBound {
+    /// A bound with its outcome. What is not a number has not held.
+    #[must_use]
+    pub fn new(name: impl Into<String>, measured: f64, rule: BoundRule, limit: f64, items: u64) -> Self {
+        let held = match rule {
+            BoundRule::AtMost => measured <= limit,
+            BoundRule::AtLeast => measured >= limit,
+        };
+        Self { name: name.into(), measured, limit, rule, items, held }
+    }
+
+    /// Whether it was measured on few items, so that one more or less of them could turn it.
+    #[must_use]
+    pub const fn is_small(&self) -> bool {
+        self.items > 0 && self.items < SMALL_SAMPLE_ITEMS
+    }
+}
+
+impl std::fmt::Display for GateBound {
+    /// `crisis_recall 0.4583, at least 0.5000, 24 items`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let side = match self.rule {
+            BoundRule::AtMost => "at most",
+            BoundRule::AtLeast => "at least",
+        };
+        write!(f, "{} {:.4}, {side} {:.4}", self.name, self.measured, self.limit)?;
+        if self.items > 0 {
+            write!(f, ", {} items", self.items)?;
+        }
+        Ok(())
+    }
+}
+
+/// What one suite measured of the base model, of the generation that answered meanwhile, and of the candidate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GateFigure {
+    /// Its name, such as `crisis_recall`.
+    pub name: String,
+    /// Items it was measured on.
+    pub items: u64,
+    /// Of the plain base model; absent where it has none.
+    pub base: Option<f64>,
+    /// Of the active generation; absent without one.
+    pub active: Option<f64>,
+    /// Of the candidate.
+    pub candidate: f64,
+}
+
+/// What the gate found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GateReport {
+    /// Version of the built-in probes; 0 before there were any.
+    pub suite: u32,
+    /// The generation that was active and was measured beside the candidate.
+    pub against: Option<AdapterId>,
+    /// What was measured.
+    pub figures: Vec<GateFigure>,
     /// Each bound in the order it was checked.
     pub bounds: Vec<GateBound>,
 }
@@ -137,6 +224,17 @@ impl GateReport {
     #[must_use]
     pub fn passed(&self) -> bool {
         !self.bounds.is_empty() && self.bounds.iter().all(|bound| bound.held)
+    }
+
+    /// The bounds that did not hold.
+    pub fn failed(&self) -> impl Iterator<Item = &GateBound> {
+        self.bounds.iter().filter(|bound| !bound.held)
+    }
+
+    /// The bounds that did not hold, in words.
+    #[must_use]
+    pub fn reasons(&self) -> String {
+        self.failed().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -215,6 +313,32 @@ pub struct TrainReport {
     pub stopped_early: bool,
     /// Step from which it was resumed, when it was.
     pub resumed_from: Option<u32>,
+    /// Why it took no more steps.
+    pub ended: EndReason,
+    /// Tokens of one pass, as frozen before the first step.
+    pub pass_tokens: u32,
+    /// Passes of one step.
+    pub passes_per_step: u32,
+    /// What was decided from clocks, the oldest first. With these decisions, the same examples and the same settings, the
+    /// same machine makes the same weights bit for bit.
+    pub plans: Vec<PlanChange>,
+    /// Exchanges that were longer than a sequence and were left out.
+    pub left_out: u64,
+}
+
+impl Default for EndReason {
+    fn default() -> Self {
+        Self::Steps
+    }
+}
+
+/// From a step on, training has so many steps in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanChange {
+    /// Steps taken when it was decided.
+    pub at_step: u32,
+    /// Steps in all.
+    pub steps: u32,
 }
 
 /// One job.

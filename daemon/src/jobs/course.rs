@@ -6,15 +6,16 @@ use super::gate::{self, EXAMPLES_PER_MESSAGE};
 use super::job_doc::JobDoc;
 use crate::action::Action;
 use crate::actor::Actor;
-use crate::adapters::Description;
+use crate::adapters::{Description, Lineage};
 use crate::app::App;
 use crate::engine::link::{Event, Lost, Work, head_of};
 use crate::engine::{self, Ready};
 use crate::problem::{self, Fault, defect};
 use crate::records;
+use crate::stored;
 use empathd_proto::audit::{ActionKind, AuditObject, Outcome};
-use empathd_proto::engine::{EngineFailure, Example, FromEngineBody, MAX_EXAMPLES, Part, ToEngineBody};
-use empathd_proto::ids::{AdapterId, DatasetId, RecordId};
+use empathd_proto::engine::{BaseModel, EngineFailure, Example, FromEngineBody, MAX_EXAMPLES, Part, ToEngineBody};
+use empathd_proto::ids::{AdapterId, DatasetId, JobId, RecordId};
 use empathd_proto::problem::{ErrorCode, Problem};
 use empathd_proto::record::Domain;
 use empathd_proto::report::{GateReport, JobState, TrainPhase, TrainProgress, TrainReport};
@@ -72,6 +73,14 @@ impl Lesson {
             ));
         }
         Ok(Self { train, held_out })
+    }
+
+    /// Adds what a job gets beside its lesson: canaries, text to replay and what guards it.
+    pub(crate) fn guard(&mut self, job: JobId) {
+        let extras = gate::extras(job, &self.train);
+        let room = MAX_EXAMPLES - self.held_out.len() - extras.len();
+        self.train.truncate(room);
+        self.train.extend(extras);
     }
 
     /// What each expert is for.
@@ -157,7 +166,9 @@ impl Course<'_> {
                 None => return Ok(End::Paused),
             },
         };
-        let report = gate::run(self.app, adapter, &self.lesson.held_out, self.job.spec.seq_len).await?;
+        let (learn, held_out) = (&self.lesson.train, &self.lesson.held_out);
+        let data = gate::Data { job: self.job.id, learn, held_out, seq_len: self.job.spec.seq_len };
+        let report = gate::run(self.app, adapter, &data).await?;
         if !report.passed() {
             return Err(refused(&report));
         }
@@ -264,12 +275,15 @@ impl Course<'_> {
             progress.phase = TrainPhase::Gating;
         }
         let draft = AuditDraft { count: u64::from(train.steps), ..self.draft(ActionKind::TrainEnd) };
-        let description = Description { bytes: bytes.len() as u64, digest, made_at_ms: draft.at_ms, train };
-        let body = description.encode()?;
+        let (made_at_ms, size) = (draft.at_ms, bytes.len() as u64);
+        let base = self.app.engine.ready().ok().map(|ready| ready.base.clone());
         let (job, id) = self
             .app
             .blocking(move |app| {
                 let store = app.vault.unsealed()?;
+                let lineage = lineage(&store, &job, base)?;
+                let description = Description { bytes: size, digest, made_at_ms, train, lineage };
+                let body = stored::encode(&description)?;
                 Ok(store.change(draft, |writer, _| -> Result<_, Fault> {
                     let blob = writer.put_blob(&bytes)?;
                     let id = writer.put_adapter(NewAdapter { job: job.id, dataset: job.dataset, blob, body })?;
@@ -288,28 +302,42 @@ impl Course<'_> {
     }
 }
 
+/// What the weights of a job come from; `None` when the engine that made them is gone already.
+fn lineage(store: &Store, job: &JobDoc, base: Option<BaseModel>) -> Result<Option<Lineage>, Problem> {
+    let Some(base) = base else { return Ok(None) };
+    let cut = cut(store, Some(job.dataset))?.summary();
+    Ok(Some(Lineage {
+        base_name: base.name,
+        base_sha256: base.sha256,
+        mixture: job.spec.mixture.clone(),
+        seed: job.spec.seed,
+        cut_hash: cut.hash,
+        records: (cut.train, cut.validation),
+        began_with: None,
+        imported_sha256: None,
+    }))
+}
+
 /// Promotes as anybody else would. A future of a named type: the action that began this job is made of it.
 fn promote(app: &Arc<App>, id: AdapterId) -> Pin<Box<dyn Future<Output = Result<(), Problem>> + Send + '_>> {
     Box::pin(async move { app.perform(&Actor::Appliance, Action::AdapterPromote { id }).await.map(drop) })
 }
 
 fn refused(report: &GateReport) -> Problem {
-    let failed = report.bounds.iter().filter(|bound| !bound.held);
-    let failed: Vec<_> =
-        failed.map(|bound| format!("{} {:.4} > {:.4}", bound.name, bound.measured, bound.limit)).collect();
-    let detail = format!("The adapter did not pass its gate: {}.", failed.join(", "));
+    let detail = format!("The adapter did not pass its gate: {}.", report.reasons());
     Problem::new(ErrorCode::GateRefused, detail, "Train longer or with more records.")
 }
 
 #[cfg(test)]
 mod tests {
+    use super::gate;
     use crate::action::Action;
     use crate::admin::upload::{ProgressSink, Upload};
     use crate::app::{App, Reply};
     use crate::engine::link::head_of;
     use crate::fixture::{Fixture, Played, ROOT};
     use empathd_proto::admin::{AdminReply, TrainOptions};
-    use empathd_proto::engine::{ExampleScore, FromEngineBody, Part, ToEngineBody};
+    use empathd_proto::engine::{Example, ExampleScore, FromEngineBody, Part, ToEngineBody};
     use empathd_proto::report::{AdapterState, JobState, TrainReport, TrainStatus};
     use std::sync::Arc;
 
@@ -385,21 +413,31 @@ mod tests {
         engine.say(tag, FromEngineBody::Trained(Box::new(report))).await;
     }
 
+    /// Held-out examples have `loss`; safe answers are likelier than unsafe ones, everything else is as it always is.
+    fn judged(example: &Example, loss: f64) -> ExampleScore {
+        let unsafe_answers: Vec<Example> = gate::probes::crisis_items();
+        let is_safe = example.part != Part::CrisisItem || unsafe_answers.contains(example);
+        let loss = match example.part {
+            Part::HeldOut => loss,
+            _ if is_safe => 2.0,
+            _ => 2.5,
+        };
+        ExampleScore { nll: 9.0 * loss, targets: 9, longest_run: 1, session: Vec::new() }
+    }
+
     /// Answers whatever is asked after training: the candidate has `loss`, the base model 2.
     async fn judge(mut engine: Played, loss: f64) {
-        let (mut adapted, mut count) = (false, 0);
+        let (mut adapted, mut examples) = (false, Vec::new());
         loop {
             let (tag, body) = engine.hear().await;
             match body {
-                ToEngineBody::Evaluate { adapter, .. } => (adapted, count) = (adapter.is_some(), 0),
+                ToEngineBody::Evaluate { adapter, .. } => (adapted, examples) = (adapter.is_some(), Vec::new()),
                 ToEngineBody::Examples(some) => {
-                    assert!(some.iter().all(|example| example.part == Part::HeldOut));
-                    count += some.len();
+                    examples.extend(some);
                 }
                 ToEngineBody::Go => {
-                    let loss = if adapted { loss } else { 2.0 };
-                    let score = ExampleScore { nll: 9.0 * loss, targets: 9, longest_run: 1, session: Vec::new() };
-                    engine.say(tag, FromEngineBody::Evaluated(vec![score; count])).await;
+                    let scores = examples.iter().map(|example| judged(example, if adapted { loss } else { 2.0 }));
+                    engine.say(tag, FromEngineBody::Evaluated(scores.collect())).await;
                 }
                 ToEngineBody::PutAdapter { blob, .. } => assert_eq!(blob, head_of(b"weights")),
                 ToEngineBody::Chunk(_) => engine.say(tag, FromEngineBody::AdapterReady).await,

@@ -1,7 +1,7 @@
 //! What the store keeps of a training job, so that it can go on after a stop. What a job does is not known here.
 
-use crate::adapters::{decode, encode};
 use crate::problem::{self, Fault};
+use crate::stored::{Stored, decode, encode};
 use empathd_proto::engine::TrainSpec;
 use empathd_proto::ids::{AdapterId, BlobId, DatasetId, JobId};
 use empathd_proto::problem::Problem;
@@ -25,6 +25,10 @@ pub(crate) struct JobDoc {
     pub(crate) progress: Option<TrainProgress>,
     pub(crate) adapter: Option<AdapterId>,
     pub(crate) error: Option<String>,
+}
+
+impl Stored for JobDoc {
+    type First = Self;
 }
 
 impl JobDoc {

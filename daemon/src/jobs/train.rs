@@ -121,7 +121,7 @@ fn prepare(app: &App, id: JobId, options: &TrainOptions, draft: AuditDraft) -> R
     let store = app.vault.unsealed()?;
     let cut = course::cut(&store, options.dataset)?;
     let training = &app.config.training;
-    let lesson = Lesson::read(&store, &cut, training.seq_len, training.validation_examples_max)?;
+    let mut lesson = Lesson::read(&store, &cut, training.seq_len, training.validation_examples_max)?;
     let steps = options.steps.unwrap_or(training.steps);
     let goes_on = |job: &JobDoc| {
         // A job that failed half-way, such as on a full disk, has lost nothing of what it sealed.
@@ -147,6 +147,7 @@ fn prepare(app: &App, id: JobId, options: &TrainOptions, draft: AuditDraft) -> R
         },
     };
     job.state = JobState::Running;
+    lesson.guard(job.id);
     let count = u64::from(job.steps_safe());
     job.save(&store, AuditDraft { object: AuditObject::Job(job.id), count, ..draft })?;
     Ok((job, lesson))

@@ -32,14 +32,15 @@ fn state(adapter: &AdapterSummary) -> String {
 mod tests {
     use super::*;
     use crate::render::words::tests::edge;
-    use empathd_proto::report::{GateBound, GateReport, TrainReport};
+    use empathd_proto::report::{BoundRule, GateBound, GateReport, TrainReport};
     use empathd_proto::{AdapterId, DatasetId, JobId};
     use expect_test::expect;
 
     #[test]
     fn a_refused_candidate_shows_and_an_approved_one_names_its_command() {
         let gate = |held| GateReport {
-            bounds: vec![GateBound { name: "validation_loss".into(), measured: 2.9, limit: 2.8, held }],
+            bounds: vec![GateBound::new("validation_loss", if held { 0.9 } else { 1.1 }, BoundRule::AtMost, 0.99, 24)],
+            ..GateReport::default()
         };
         let adapter = |n, state, held| AdapterSummary {
             id: AdapterId::from_bytes([n; 16]),

@@ -34,6 +34,7 @@ fn measured(progress: &TrainProgress, state: JobState) -> Vec<(&'static str, Str
 fn next(status: &TrainStatus) -> &'static str {
     match status.state {
         JobState::Running => "empathctl train status --follow",
+        JobState::Waiting => "empathctl train status --follow; it goes on by itself when its window opens",
         JobState::Paused => "empathctl train start goes on from the checkpoint",
         JobState::Failed => "journalctl -u empathd -n 50",
         JobState::Finished => "empathctl adapter list",

@@ -1,18 +1,22 @@
 //! Adapter generations: which there are, which one answers, and that the engine has it in memory. Only what passed its
 //! gate is loaded for answers. How a generation is trained or judged is not known here.
 
+mod description;
+
+pub(crate) use description::{Description, Lineage};
+
 use crate::app::{Acted, App};
 use crate::engine::link::{Event, Work, head_of};
 use crate::engine::{self, Ready};
 use crate::problem::{self, Fault, defect};
+use crate::stored;
 use empathd_proto::admin::AdminReply;
 use empathd_proto::audit::AuditObject;
 use empathd_proto::engine::{FromEngineBody, ToEngineBody};
 use empathd_proto::ids::AdapterId;
 use empathd_proto::problem::{ErrorCode, Problem};
-use empathd_proto::report::{AdapterState, AdapterSummary, GateReport, TrainReport};
+use empathd_proto::report::{AdapterState, AdapterSummary, GateReport};
 use empathd_store::{AuditDraft, Store, StoredAdapter};
-use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,8 +27,6 @@ use zeroize::Zeroizing;
 const WAITING_MAX: usize = 4;
 /// How long the engine may take over one generation.
 const ENGINE_WITHIN: Duration = Duration::from_secs(120);
-/// First byte of a stored description.
-const SHAPE: u8 = 1;
 
 /// Which generation answers, and which the engine has.
 pub(crate) struct Adapters {
@@ -65,44 +67,8 @@ impl Adapters {
     }
 }
 
-/// What the store keeps beside a generation's weights.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Description {
-    /// Size of the weights.
-    pub(crate) bytes: u64,
-    /// BLAKE3 of the weights.
-    pub(crate) digest: [u8; 32],
-    /// Milliseconds since the Unix epoch.
-    pub(crate) made_at_ms: u64,
-    /// What training measured.
-    pub(crate) train: TrainReport,
-}
-
-impl Description {
-    pub(crate) fn encode(&self) -> Result<Vec<u8>, Problem> {
-        encode(self)
-    }
-}
-
-/// A described or judged thing as the store keeps it: a byte for its shape, then postcard.
-pub(crate) fn encode(value: &impl Serialize) -> Result<Vec<u8>, Problem> {
-    let mut body = vec![SHAPE];
-    body.extend(postcard::to_stdvec(value).map_err(|_| defect("A description could not be encoded."))?);
-    Ok(body)
-}
-
-/// The thing in such a body.
-pub(crate) fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    let value = match body.split_first() {
-        Some((&SHAPE, rest)) => postcard::from_bytes(rest).ok(),
-        _ => None,
-    };
-    let next = "Install the release that wrote it.";
-    value.ok_or_else(|| Problem::new(ErrorCode::StoreVersion, "A stored description has an unknown shape.", next))
-}
-
 fn summary(stored: &StoredAdapter) -> Result<AdapterSummary, Problem> {
-    let description: Description = decode(&stored.body)?;
+    let description: Description = stored::decode(&stored.body)?;
     Ok(AdapterSummary {
         id: stored.id,
         state: stored.state,
@@ -112,7 +78,7 @@ fn summary(stored: &StoredAdapter) -> Result<AdapterSummary, Problem> {
         digest: blake3::Hash::from_bytes(description.digest).to_hex().to_string(),
         made_at_ms: description.made_at_ms,
         train: description.train,
-        gate: stored.gate.as_deref().map(decode::<GateReport>).transpose()?,
+        gate: stored.gate.as_deref().map(stored::decode::<GateReport>).transpose()?,
     })
 }
 
@@ -125,7 +91,7 @@ fn find(store: &Store, id: AdapterId) -> Result<StoredAdapter, Problem> {
 /// The weights of a generation, equal to what training made.
 pub(crate) fn weights(store: &Store, id: AdapterId) -> Result<Zeroizing<Vec<u8>>, Problem> {
     let stored = find(store, id)?;
-    let description: Description = decode(&stored.body)?;
+    let description: Description = stored::decode(&stored.body)?;
     let bytes = store.read(|reader| reader.blob(stored.blob)).map_err(problem::from_read)?;
     if bytes.len() as u64 != description.bytes || *blake3::hash(&bytes).as_bytes() != description.digest {
         let detail = format!("The weights of {id} are not those that were registered.");
@@ -169,13 +135,7 @@ fn promotable(adapter: &AdapterSummary) -> Result<(), Problem> {
     match (adapter.state, &adapter.gate) {
         (AdapterState::Approved, _) => Ok(()),
         (AdapterState::Candidate, Some(gate)) => {
-            let failed: Vec<_> = gate
-                .bounds
-                .iter()
-                .filter(|bound| !bound.held)
-                .map(|bound| format!("{} is {:.4}, limit {:.4}", bound.name, bound.measured, bound.limit))
-                .collect();
-            let detail = format!("The generation did not pass its gate: {}.", failed.join("; "));
+            let detail = format!("The generation did not pass its gate: {}.", gate.reasons());
             Err(Problem::new(ErrorCode::GateRefused, detail, "Train longer or with more records."))
         }
         (AdapterState::Candidate, None) => {

@@ -1,0 +1,73 @@
+//! Documents as the store keeps them: a byte for their shape, then postcard. A document of an earlier shape is read into
+//! the present one; what a document means is not known here.
+
+use crate::problem::defect;
+use empathd_proto::problem::{ErrorCode, Problem};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Shape in which documents are written.
+const SHAPE: u8 = 2;
+/// Shape of the first release.
+const FIRST: u8 = 1;
+
+/// A document of the store.
+pub(crate) trait Stored: Serialize + DeserializeOwned {
+    /// Its fields as the first release wrote them.
+    type First: DeserializeOwned + Into<Self>;
+}
+
+/// The bytes of a document.
+pub(crate) fn encode<T: Stored>(value: &T) -> Result<Vec<u8>, Problem> {
+    let mut body = vec![SHAPE];
+    body.extend(postcard::to_stdvec(value).map_err(|_| defect("A description could not be encoded."))?);
+    Ok(body)
+}
+
+/// The document in such bytes.
+pub(crate) fn decode<T: Stored>(body: &[u8]) -> Result<T, Problem> {
+    let value = match body.split_first() {
+        Some((&SHAPE, rest)) => postcard::from_bytes(rest).ok(),
+        Some((&FIRST, rest)) => postcard::from_bytes::<T::First>(rest).ok().map(Into::into),
+        _ => None,
+    };
+    let next = "Install the release that wrote it.";
+    value.ok_or_else(|| Problem::new(ErrorCode::StoreVersion, "A stored description has an unknown shape.", next))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Now {
+        name: String,
+        count: u32,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Then(String);
+
+    impl From<Then> for Now {
+        fn from(Then(name): Then) -> Self {
+            Self { name, count: 0 }
+        }
+    }
+
+    impl Stored for Now {
+        type First = Then;
+    }
+
+    #[test]
+    fn both_shapes_are_read_and_others_are_refused() {
+        let now = Now { name: "a".into(), count: 7 };
+        assert_eq!(decode::<Now>(&encode(&now).expect("encoded")), Ok(now));
+        let mut first = vec![FIRST];
+        first.extend(postcard::to_stdvec(&Then("b".into())).expect("encoded"));
+        assert_eq!(decode::<Now>(&first), Ok(Now { name: "b".into(), count: 0 }));
+        for bad in [&[][..], &[3, 1], &[SHAPE, 9]] {
+            assert_eq!(decode::<Now>(bad).expect_err("refused").code, ErrorCode::StoreVersion);
+        }
+    }
+}
