@@ -7,6 +7,7 @@ mod activation;
 mod attention;
 mod exponential;
 mod format;
+pub mod half;
 mod lanes;
 mod lines;
 mod matrix;

@@ -1,0 +1,190 @@
+//! Products with `vdpbf16ps` on 512 bits: up to eight rows by three panels in registers. Knows instructions; refuses to know who
+//! asks.
+
+use super::operand::PANEL;
+use super::piece::{Piece, Target};
+use half::bf16;
+use std::arch::x86_64::{
+    __m512, __m512bh, __m512i, __mmask16, _mm256_mask_storeu_epi16, _mm512_cvtneps_pbh, _mm512_dpbf16_ps,
+    _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps,
+    _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
+};
+use std::mem::transmute;
+
+/// Rows of a block.
+const HIGH: usize = 8;
+/// Panels of a block: 24 sums hide the latency of the products, and with three of the right side and one of the left side stay
+/// in the 32 registers.
+const WIDE: usize = 3;
+
+/// Whether the processor has the instructions.
+pub(super) fn is_available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Computes a piece.
+///
+/// # Safety
+/// [`is_available`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) unsafe fn piece(piece: &Piece) {
+    let panels = piece.columns.div_ceil(PANEL);
+    let mut row = 0;
+    while row < piece.rows {
+        // SAFETY: the rows lie within the piece.
+        row += unsafe {
+            match piece.rows - row {
+                HIGH.. => strip::<HIGH>(piece, row, panels),
+                4.. => strip::<4>(piece, row, panels),
+                2.. => strip::<2>(piece, row, panels),
+                _ => strip::<1>(piece, row, panels),
+            }
+        };
+    }
+}
+
+/// Computes `M` rows; gives `M`.
+///
+/// # Safety
+/// [`is_available`]; they lie within the piece.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn strip<const M: usize>(piece: &Piece, row: usize, panels: usize) -> usize {
+    let mut panel = 0;
+    while panel < panels {
+        // SAFETY: the panels lie within the piece.
+        panel += unsafe {
+            match panels - panel {
+                WIDE.. => block::<M, WIDE>(piece, row, panel),
+                2 => block::<M, 2>(piece, row, panel),
+                _ => block::<M, 1>(piece, row, panel),
+            }
+        };
+    }
+    M
+}
+
+/// Which columns of a panel there are.
+const fn mask(columns: usize, panel: usize) -> __mmask16 {
+    let there = columns - panel * PANEL;
+    if there >= PANEL { u16::MAX } else { (1 << there) - 1 }
+}
+
+/// Computes `M` rows by `N` panels; gives `N`.
+///
+/// # Safety
+/// [`is_available`]; they lie within the piece.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn block<const M: usize, const N: usize>(piece: &Piece, row: usize, panel: usize) -> usize {
+    let mut sums = [[_mm512_setzero_ps(); N]; M];
+    let at = |i: usize, j: usize| (row + i) * piece.stride + (panel + j) * PANEL;
+    // SAFETY: the rows and panels lie within the piece; columns that are not there are masked.
+    unsafe {
+        if let Target::Add(out) = piece.target {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    *sum = _mm512_maskz_loadu_ps(mask(piece.columns, panel + j), out.add(at(i, j)));
+                }
+            }
+        }
+        for stretch in piece.stretches() {
+            let stretch = stretch.at(row, panel);
+            let (mut left, mut right) = (stretch.left.cast::<i32>(), stretch.right.cast::<i32>());
+            for _ in 0..stretch.pairs {
+                let b: [__m512bh; N] =
+                    std::array::from_fn(|j| transmute(_mm512_loadu_si512(right.byte_add(j * stretch.panel).cast())));
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let a = left.byte_add(i * stretch.left_stride).read_unaligned();
+                    let a: __m512bh = transmute(_mm512_set1_epi32(a));
+                    sums.iter_mut().zip(b).for_each(|(sum, b)| *sum = _mm512_dpbf16_ps(*sum, a, b));
+                }
+                left = left.add(1);
+                right = right.add(PANEL);
+            }
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            for (j, &sum) in sums.iter().enumerate() {
+                put(piece.target, at(i, j), mask(piece.columns, panel + j), sum);
+            }
+        }
+    }
+    N
+}
+
+/// Writes the masked sums from number `at` of the target on.
+///
+/// # Safety
+/// [`is_available`]; they lie within the target.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn put(target: Target, at: usize, mask: __mmask16, sums: __m512) {
+    // SAFETY: by the caller.
+    unsafe {
+        match target {
+            Target::Set(out) | Target::Add(out) => _mm512_mask_storeu_ps(out.add(at), mask, sums),
+            Target::Half(out) => {
+                _mm256_mask_storeu_epi16(out.add(at).cast(), mask, transmute(_mm512_cvtneps_pbh(sums)));
+            }
+        }
+    }
+}
+
+/// Rounds `rows × columns` sums, the rows of both sides as many numbers apart as is said with their first.
+///
+/// # Safety
+/// [`is_available`]; both have that many rows and columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) unsafe fn round_rows(from: (*const f32, usize), to: (*mut bf16, usize), rows: usize, columns: usize) {
+    for row in 0..rows {
+        for panel in 0..columns.div_ceil(PANEL) {
+            let mask = mask(columns, panel);
+            // SAFETY: by the caller.
+            unsafe {
+                let sums = _mm512_maskz_loadu_ps(mask, from.0.add(row * from.1 + panel * PANEL));
+                put(Target::Half(to.0), row * to.1 + panel * PANEL, mask, sums);
+            }
+        }
+    }
+}
+
+/// Exchanges the rows and columns of 16 × 16 words.
+///
+/// # Safety
+/// [`is_available`]; nobody else touches them.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) unsafe fn transpose(lines: *mut [u32; PANEL]) {
+    // SAFETY: there are 16 lines of 64 bytes.
+    let rows: [__m512i; PANEL] = std::array::from_fn(|i| unsafe { _mm512_loadu_si512(lines.add(i).cast()) });
+    let mut pairs = rows;
+    for i in (0..PANEL).step_by(2) {
+        pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    // Of each four rows: column `4·lane + c` of all four, for each c.
+    let mut fours = pairs;
+    for i in (0..PANEL).step_by(4) {
+        fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
+        fours[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
+        fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+        fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+    }
+    for c in 0..4 {
+        let [a, b, c0, d] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
+        let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+        let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<0x88>(c0, d), _mm512_shuffle_i32x4::<0xdd>(c0, d));
+        let columns = [
+            _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even),
+            _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd),
+            _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even),
+            _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd),
+        ];
+        for (lane, column) in columns.into_iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_si512(lines.add(4 * lane + c).cast(), column) };
+        }
+    }
+}
