@@ -88,7 +88,7 @@ pub fn from_write(error: WriteError) -> Problem {
 pub fn from_unseal(error: UnsealError) -> Problem {
     let code = match error {
         UnsealError::AlreadyUnsealed | UnsealError::InUse => ErrorCode::Conflict,
-        UnsealError::WrongPassphrase => ErrorCode::WrongPassphrase,
+        UnsealError::WrongPassphrase | UnsealError::WrongSource(_) => ErrorCode::WrongPassphrase,
         UnsealError::Version { .. } => ErrorCode::StoreVersion,
         UnsealError::Integrity(_) => ErrorCode::Integrity,
         UnsealError::Memory => ErrorCode::Busy,

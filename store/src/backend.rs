@@ -21,18 +21,31 @@ const CACHE_BYTES: usize = 32 * 1024 * 1024;
 /// Bytes of one block of the overlay.
 const BLOCK_BYTES: usize = 4096;
 
-/// Opens the database file of a state folder.
-pub(crate) trait Disk: Send + Sync {
+/// Opens the database file of a state folder, and puts small files into place. The seam at which a program that tortures the
+/// store loses, tears and reorders writes; everything else uses [`RealDisk`].
+pub trait Disk: Send + Sync {
     /// The storage. With `create`, a new file is made when there is none.
+    ///
+    /// # Errors
+    /// Those of the operating system.
     fn storage(&self, path: &Path, create: bool) -> io::Result<Storage>;
+
+    /// Puts a file into the place of another, whole and durable or not at all; afterwards the bytes of the one before are
+    /// overwritten.
+    ///
+    /// # Errors
+    /// Those of the operating system. It is not known then which of the two lies there.
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        files::replace_and_wipe(path, bytes)
+    }
 }
 
 /// Any storage, boxed, with its locks passed on.
 #[derive(Debug)]
-pub(crate) struct Storage(pub(crate) Box<dyn StorageBackend>);
+pub struct Storage(pub Box<dyn StorageBackend>);
 
 /// The file itself.
-pub(crate) struct RealDisk;
+pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn storage(&self, path: &Path, create: bool) -> io::Result<Storage> {

@@ -105,7 +105,7 @@ struct ChunkCipher {
 
 impl ChunkCipher {
     fn new(key: &Key, keys: &Keys, id: BlobId) -> Self {
-        let head = [MAGIC.as_slice(), &format::VERSION.to_le_bytes(), id.as_bytes()].concat();
+        let head = [MAGIC.as_slice(), &format::SCHEMA.to_le_bytes(), id.as_bytes()].concat();
         Self { key: derive(key, b"empathd/blob-chunks/1"), head, context: context(keys, Table::Blobs, id.as_bytes()) }
     }
 

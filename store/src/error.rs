@@ -130,6 +130,9 @@ pub enum UnsealError {
     /// The passphrase opens nothing.
     #[error("the passphrase does not open this store; check it and try again")]
     WrongPassphrase,
+    /// The credential or the shares open nothing.
+    #[error("{0}")]
+    WrongSource(&'static str),
     /// Another version of the format.
     #[error("the database has format {found} and this program knows {supported}; install the release that wrote it")]
     Version {
@@ -153,6 +156,23 @@ pub enum UnsealError {
     /// The disk failed.
     #[error("the state folder cannot be used ({0}); check the disk and unseal again")]
     Io(io::Error),
+}
+
+/// Why keys were not changed. The store opens as before.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// What was given to prove who asks opens nothing.
+    #[error("what was given does not open this store, so nothing was changed; check it and try again")]
+    WrongSource,
+    /// What was given cannot become a way in.
+    #[error("{0}")]
+    Unfit(&'static str),
+    /// Not enough memory for the key derivation.
+    #[error("there is not enough memory to derive a key from the passphrase; free some and try again")]
+    Memory,
+    /// The change failed.
+    #[error(transparent)]
+    Write(#[from] WriteError),
 }
 
 /// Why the orderly stop could not be recorded. The keys have left memory all the same.

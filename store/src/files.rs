@@ -7,6 +7,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// Longest file that is overwritten after it was replaced.
+const MAX_WIPED_BYTES: u64 = 1024 * 1024;
 /// Ending of a file that is being written.
 pub(crate) const TEMPORARY: &str = "tmp";
 
@@ -63,6 +65,21 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<(
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// As [`replace`]; then overwrites what the file before held, as far as the disk overwrites anything in place.
+pub(crate) fn replace_and_wipe(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let before = OpenOptions::new().write(true).open(path);
+    replace(path, |file| file.write_all(bytes))?;
+    match before {
+        Ok(mut before) => {
+            let length = before.metadata()?.len().min(MAX_WIPED_BYTES);
+            io::copy(&mut io::repeat(0).take(length), &mut before)?;
+            before.sync_all()
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Where a file is written before it is moved into its place.

@@ -5,8 +5,10 @@ use crate::error::ReadError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Version of everything under the state folder that this crate writes.
+/// Version of the database: its tables and what their rows mean. Each file beside it has a version of its own.
 pub(crate) const VERSION: u32 = 1;
+/// Version of the shapes of sealed values, blobs and stop seals. It is part of the context that a value is sealed in.
+pub(crate) const SCHEMA: u32 = 1;
 
 /// The canonical bytes of a value.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {

@@ -10,7 +10,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use std::io;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Seals under one key after which it is replaced: 90 % of the 2^32 that NIST SP 800-38D (section 8.3) allows with
 /// random nonces.
@@ -60,8 +60,10 @@ pub(crate) enum Purpose {
 const ROOT: usize = 0;
 /// Slot of the epoch key.
 const EPOCH: usize = 1;
+/// Slot of the next epoch key, while keys are being wrapped again.
+const NEXT: usize = 2;
 /// Slot of the first shared key.
-const SHARED: usize = 2;
+const SHARED: usize = 3;
 
 /// The keys in memory: all zero while sealed. The data keys of clients, adapters and blobs are unwrapped for one
 /// transaction at a time and overwritten after it.
@@ -69,13 +71,20 @@ pub(crate) struct Keys {
     store: StoreId,
     arena: Arena,
     epoch_id: KeyId,
+    next_id: Option<KeyId>,
     shared_ids: [KeyId; Shared::ALL.len()],
 }
 
 impl Keys {
     /// No keys yet.
     pub(crate) fn new(store: StoreId) -> io::Result<Self> {
-        Ok(Self { store, arena: Arena::new()?, epoch_id: KeyId::default(), shared_ids: Default::default() })
+        Ok(Self {
+            store,
+            arena: Arena::new()?,
+            epoch_id: KeyId::default(),
+            next_id: None,
+            shared_ids: Default::default(),
+        })
     }
 
     /// Takes the root and the epoch key.
@@ -83,6 +92,39 @@ impl Keys {
         self.arena.slots_mut()[ROOT] = **root;
         self.arena.slots_mut()[EPOCH] = **epoch;
         self.epoch_id = id_of(epoch, self.store);
+    }
+
+    /// Takes the root key of a keyring that was written anew.
+    pub(crate) fn set_root(&mut self, root: &Key) {
+        self.arena.slots_mut()[ROOT] = **root;
+    }
+
+    /// The root key.
+    pub(crate) fn root(&self) -> Key {
+        Zeroizing::new(self.arena.slots()[ROOT])
+    }
+
+    /// Takes the next epoch key: from now on it seals, and both open.
+    pub(crate) fn set_next_epoch(&mut self, next: &Key) {
+        self.arena.slots_mut()[NEXT] = **next;
+        self.next_id = Some(id_of(next, self.store));
+    }
+
+    /// The name of the epoch key that the next one would replace.
+    pub(crate) fn before_next(&self) -> KeyId {
+        self.epoch_id
+    }
+
+    /// Ends that: keeps the epoch key that the database uses, by its name, and overwrites the other. False when it uses
+    /// neither.
+    pub(crate) fn settle_epoch(&mut self, used: KeyId) -> bool {
+        let next = self.next_id.take();
+        if next == Some(used) {
+            self.arena.slots_mut()[EPOCH] = self.arena.slots()[NEXT];
+            self.epoch_id = used;
+        }
+        self.arena.slots_mut()[NEXT].zeroize();
+        self.epoch_id == used
     }
 
     /// Takes a shared key.
@@ -96,9 +138,12 @@ impl Keys {
         self.store
     }
 
-    /// The epoch key with its name.
+    /// The epoch key that seals, with its name.
     pub(crate) fn epoch(&self) -> (KeyId, Key) {
-        (self.epoch_id, Zeroizing::new(self.arena.slots()[EPOCH]))
+        match self.next_id {
+            Some(next) => (next, Zeroizing::new(self.arena.slots()[NEXT])),
+            None => (self.epoch_id, Zeroizing::new(self.arena.slots()[EPOCH])),
+        }
     }
 
     /// A shared key.
@@ -109,7 +154,10 @@ impl Keys {
     /// The key with this name, when it is one of those in memory.
     pub(crate) fn by_id(&self, id: KeyId) -> Option<(Purpose, Key)> {
         if id == self.epoch_id {
-            return Some((Purpose::Epoch, self.epoch().1));
+            return Some((Purpose::Epoch, Zeroizing::new(self.arena.slots()[EPOCH])));
+        }
+        if self.next_id == Some(id) {
+            return Some((Purpose::Epoch, Zeroizing::new(self.arena.slots()[NEXT])));
         }
         let shared = Shared::ALL.into_iter().find(|shared| self.shared_ids[*shared as usize] == id)?;
         Some((Purpose::Shared(shared), Zeroizing::new(*self.shared(shared))))
@@ -137,6 +185,7 @@ impl Keys {
     pub(crate) fn wipe(&mut self) {
         self.arena.wipe();
         self.epoch_id = KeyId::default();
+        self.next_id = None;
         self.shared_ids = Default::default();
     }
 

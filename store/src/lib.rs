@@ -25,12 +25,16 @@ mod keys;
 mod memory;
 mod padding;
 mod reader;
+mod recipient;
 mod records;
+mod shares;
 mod stop;
 mod store;
 mod tables;
 mod transient;
+mod turn;
 mod verify;
+mod wrapped;
 mod writer;
 
 #[cfg(test)]
@@ -38,14 +42,16 @@ mod tests;
 
 pub use adapters::{NewAdapter, StoredAdapter};
 pub use audit::{AuditDraft, AuditFindings, MAX_TAIL};
+pub use backend::{Disk, RealDisk, Storage};
 pub use blobs::{BlobInfo, MAX_BLOB_BYTES};
 pub use dataset::{CutRule, DatasetCut, MAX_CANDIDATES, VALIDATION_PERCENT};
 pub use documents::DocKind;
 pub use entropy::Entropy;
-pub use error::{CreateError, OpenError, ReadError, SealError, UnsealError, VerifyError, WriteError};
-pub use keyring::KdfCost;
+pub use error::{CreateError, KeyError, OpenError, ReadError, SealError, UnsealError, VerifyError, WriteError};
+pub use keyring::{KdfCost, Unlock, UnlockSource};
 pub use reader::Reader;
 pub use records::{DataClass, NewRecord, PutOutcome, RecordVisitor, StoredRecord};
+pub use shares::{RecoveryShare, SHARES, SHARES_NEEDED, ShareError};
 pub use store::Store;
 pub use transient::TransientKey;
 pub use verify::{StateFindings, verify_stopped};

@@ -127,7 +127,7 @@ pub(crate) fn context(keys: &Keys, table: Table, key: &[u8]) -> Vec<u8> {
     context.extend_from_slice(&(key.len() as u32).to_le_bytes());
     context.extend_from_slice(key);
     context.extend_from_slice(&ROW_VERSION.to_le_bytes());
-    context.extend_from_slice(&format::VERSION.to_le_bytes());
+    context.extend_from_slice(&format::SCHEMA.to_le_bytes());
     context
 }
 

@@ -49,7 +49,7 @@ enum Kind {
 /// Writes the stop seal of a state folder at rest.
 pub(crate) fn write(dir: &Path, key: &Key) -> io::Result<()> {
     let mut bytes = MAGIC.to_vec();
-    bytes.extend_from_slice(&format::VERSION.to_le_bytes());
+    bytes.extend_from_slice(&format::SCHEMA.to_le_bytes());
     bytes.extend(format::encode(&list(dir, key)?));
     let mac = blake3::keyed_hash(key, &bytes);
     files::replace(&dir.join(FILE), |file| {
@@ -104,7 +104,7 @@ fn parse(bytes: &[u8], key: &Key) -> Option<Listing> {
         return None;
     }
     let (version, body) = content.strip_prefix(MAGIC)?.split_first_chunk()?;
-    (u32::from_le_bytes(*version) == format::VERSION).then(|| format::decode(body).ok()).flatten()
+    (u32::from_le_bytes(*version) == format::SCHEMA).then(|| format::decode(body).ok()).flatten()
 }
 
 fn list(dir: &Path, key: &Key) -> io::Result<Listing> {

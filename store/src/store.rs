@@ -6,13 +6,13 @@ use crate::backend::{self, Disk, RealDisk};
 use crate::blobs;
 use crate::entropy::{self, Entropy};
 use crate::error::{CreateError, Fault, OpenError, ReadError, SealError, UnsealError, WriteError};
-use crate::keyring::{self, KdfCost, Keyring, KeyringError, UnlockError, Unlocked};
+use crate::keyring::{self, Held, KdfCost, Keyring, KeyringError, Unlock, UnlockError, UnlockSource, Unlocked};
 use crate::keys::{Keys, Purpose, Shared};
 use crate::reader::Reader;
 use crate::tables::{Table, Txn};
 use crate::verify::StateFindings;
 use crate::writer::{Seals, Writer, shared_key};
-use crate::{files, format, stop};
+use crate::{envelope, files, format, stop};
 use empathd_proto::audit::{AuditEntry, Hash, SignedCheckpoint};
 use empathd_proto::{Secret, StoreId};
 use redb::Database;
@@ -42,10 +42,11 @@ pub(crate) enum Run {
 
 /// Data at rest. Share it with an `Arc`; every method takes `&self` and blocks.
 pub struct Store {
-    dir: PathBuf,
-    keyring: Keyring,
-    entropy: Arc<dyn Entropy>,
-    disk: Box<dyn Disk>,
+    pub(crate) dir: PathBuf,
+    id: StoreId,
+    held: RwLock<Held>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) disk: Box<dyn Disk>,
     opened: RwLock<Opened>,
 }
 
@@ -53,10 +54,10 @@ pub struct Store {
 pub(crate) struct Opened {
     pub(crate) keys: Keys,
     pub(crate) seals: Seals,
-    unsealed: bool,
+    pub(crate) unsealed: bool,
     db: Option<Database>,
     /// The disk failed under the database: it is opened again before anything else happens.
-    failed: AtomicBool,
+    pub(crate) failed: AtomicBool,
 }
 
 impl Store {
@@ -80,7 +81,12 @@ impl Store {
         Self::create_on(Box::new(RealDisk), dir, passphrase, cost, entropy, audit)
     }
 
-    pub(crate) fn create_on(
+    /// As [`Store::create`], on another disk.
+    ///
+    /// # Errors
+    /// [`CreateError`].
+    #[doc(hidden)]
+    pub fn create_on(
         disk: Box<dyn Disk>,
         dir: &Path,
         passphrase: &Secret,
@@ -93,7 +99,8 @@ impl Store {
         let bytes = keyring.to_bytes();
         files::replace(&dir.join(UNFINISHED_KEYRING), |file| file.write_all(&bytes)).map_err(Fault::from)?;
         backend::discard(dir).map_err(Fault::from)?;
-        let mut opened = Opened::new(keyring.store).map_err(Fault::from)?;
+        let id = keyring.store();
+        let mut opened = Opened::new(id).map_err(Fault::from)?;
         opened.db = Some(backend::create(&*disk, dir)?);
         opened.fill(dir, &*entropy, &unlocked, audit)?;
         // From here on there is a store.
@@ -101,7 +108,14 @@ impl Store {
             .and_then(|()| files::sync_dir(dir))
             .map_err(Fault::from)?;
         opened.unsealed = true;
-        Ok(Self { dir: dir.to_owned(), keyring, entropy, disk, opened: RwLock::new(opened) })
+        Ok(Self {
+            dir: dir.to_owned(),
+            id,
+            held: RwLock::new(Held::Now(keyring)),
+            entropy,
+            disk,
+            opened: RwLock::new(opened),
+        })
     }
 
     /// Opens a state folder, sealed. Only the keyring is read.
@@ -112,15 +126,21 @@ impl Store {
         Self::open_on(Box::new(RealDisk), dir, entropy)
     }
 
-    pub(crate) fn open_on(disk: Box<dyn Disk>, dir: &Path, entropy: Arc<dyn Entropy>) -> Result<Store, OpenError> {
-        let keyring = Keyring::read(dir).map_err(|error| match error {
+    /// As [`Store::open`], on another disk.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    #[doc(hidden)]
+    pub fn open_on(disk: Box<dyn Disk>, dir: &Path, entropy: Arc<dyn Entropy>) -> Result<Store, OpenError> {
+        let held = Held::read(dir).map_err(|error| match error {
             KeyringError::Missing => OpenError::NotInitialised,
-            KeyringError::Version(found) => OpenError::Version { found, supported: format::VERSION },
+            KeyringError::Version(found) => OpenError::Version { found, supported: keyring::VERSION },
             KeyringError::Damaged => OpenError::Integrity("the keyring is damaged"),
             KeyringError::Io(error) => OpenError::Io(error),
         })?;
-        let opened = Opened::new(keyring.store).map_err(OpenError::Io)?;
-        Ok(Self { dir: dir.to_owned(), keyring, entropy, disk, opened: RwLock::new(opened) })
+        let id = held.store();
+        let opened = RwLock::new(Opened::new(id).map_err(OpenError::Io)?);
+        Ok(Self { dir: dir.to_owned(), id, held: RwLock::new(held), entropy, disk, opened })
     }
 
     /// Takes the keys into memory and opens the database. The entry `audit` is written with it.
@@ -128,21 +148,25 @@ impl Store {
     /// # Errors
     /// [`UnsealError`]; the store stays sealed.
     pub fn unseal(&self, passphrase: &Secret, audit: AuditDraft) -> Result<(), UnsealError> {
+        self.unseal_with(Unlock::Passphrase(passphrase), audit)
+    }
+
+    /// As [`Store::unseal`], with any way in.
+    ///
+    /// # Errors
+    /// [`UnsealError`]; the store stays sealed.
+    pub fn unseal_with(&self, with: Unlock<'_>, audit: AuditDraft) -> Result<(), UnsealError> {
         if self.is_unsealed() {
             return Err(UnsealError::AlreadyUnsealed);
         }
         // Slow on purpose; nobody waits for a lock meanwhile.
-        let unlocked = self.keyring.unlock(passphrase).map_err(|error| match error {
-            UnlockError::WrongPassphrase => UnsealError::WrongPassphrase,
-            UnlockError::Memory => UnsealError::Memory,
-            UnlockError::Damaged => UnsealError::Integrity("the keyring is damaged"),
-        })?;
+        let (unlocked, keyring) = self.unlock(with).map_err(|error| unseal_error(error, with))?;
         let mut opened = self.exclusive();
         if opened.unsealed {
             return Err(UnsealError::AlreadyUnsealed);
         }
         let check = !stop::exists(&self.dir);
-        let started = self.load(&mut opened, &unlocked, check).and_then(|()| self.start(&opened, audit));
+        let started = self.load(&mut opened, &unlocked, check).and_then(|()| self.start(&mut opened, keyring, audit));
         match started {
             Ok(()) => opened.unsealed = true,
             Err(_) => opened.close(),
@@ -189,7 +213,13 @@ impl Store {
     /// The store's name.
     #[must_use]
     pub fn id(&self) -> StoreId {
-        self.keyring.store
+        self.id
+    }
+
+    /// The ways in that the keyring knows.
+    #[must_use]
+    pub fn unlock_sources(&self) -> Vec<UnlockSource> {
+        self.held().sources()
     }
 
     /// Reads on one snapshot. `f` must not call the store again.
@@ -299,7 +329,11 @@ impl Store {
     pub(crate) fn load(&self, opened: &mut Opened, unlocked: &Unlocked, check: bool) -> Result<(), UnsealError> {
         opened.db = Some(backend::open(&*self.disk, &self.dir, check)?);
         opened.failed.store(false, Ordering::Release);
-        opened.keys.set_roots(&unlocked.root, &unlocked.epoch);
+        opened.keys.set_roots(&unlocked.root, &unlocked.epochs[0].key());
+        if let Some(next) = unlocked.epochs.get(1) {
+            opened.keys.set_next_epoch(&next.key());
+        }
+        opened.settle_epoch()?;
         check_format(opened.snapshot()?)?;
         for shared in Shared::ALL {
             let key = shared_key(&Reader::new(opened, &self.dir, opened.snapshot()?), shared)?;
@@ -309,10 +343,15 @@ impl Store {
     }
 
     /// Everything of an unsealing that changes something.
-    fn start(&self, opened: &Opened, audit: AuditDraft) -> Result<(), UnsealError> {
+    fn start(&self, opened: &mut Opened, keyring: Keyring, audit: AuditDraft) -> Result<(), UnsealError> {
         blobs::sweep(&Reader::new(opened, &self.dir, opened.snapshot()?))?;
         self.leave_as(opened, Run::Running, &[audit])?;
         stop::consume(&self.dir).map_err(Fault::from)?;
+        if !self.held().is_current() {
+            keyring.write(&*self.disk, &self.dir).map_err(Fault::from)?;
+            self.hold(keyring);
+        }
+        self.tidy(opened)?;
         Ok(())
     }
 
@@ -320,6 +359,7 @@ impl Store {
         if opened.failed.load(Ordering::Acquire) {
             opened.reopen(&*self.disk, &self.dir)?;
         }
+        self.tidy(opened)?;
         self.leave_as(opened, Run::Stopped, &[audit])?;
         // The database keeps the state before the last commit, too: from now on both say that it stopped.
         self.leave_as(opened, Run::Stopped, &[])?;
@@ -353,6 +393,7 @@ impl Store {
         let mut opened = self.exclusive();
         if opened.unsealed && opened.failed.load(Ordering::Acquire) {
             opened.reopen(&*self.disk, &self.dir)?;
+            self.tidy(&mut opened)?;
         }
         drop(opened);
         let opened = self.shared();
@@ -367,8 +408,19 @@ impl Store {
         self.opened.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn keyring(&self) -> &Keyring {
-        &self.keyring
+    pub(crate) fn held(&self) -> RwLockReadGuard<'_, Held> {
+        self.held.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers the keyring that was written.
+    pub(crate) fn hold(&self, keyring: Keyring) {
+        *self.held.write().unwrap_or_else(PoisonError::into_inner) = Held::Now(keyring);
+    }
+
+    /// The keys that this opens, and the keyring in today's format. Slow on purpose.
+    pub(crate) fn unlock(&self, with: Unlock<'_>) -> Result<(Unlocked, Keyring), UnlockError> {
+        let held = self.held().clone();
+        held.unlock(with, &*self.entropy)
     }
 }
 
@@ -397,7 +449,7 @@ impl Opened {
         self.noted(Txn::read(self.db()?))
     }
 
-    fn writer<'s>(&'s self, dir: &'s Path, entropy: &'s dyn Entropy) -> Result<Writer<'s>, WriteError> {
+    pub(crate) fn writer<'s>(&'s self, dir: &'s Path, entropy: &'s dyn Entropy) -> Result<Writer<'s>, WriteError> {
         let txn = self.noted(Txn::write(self.db()?))?;
         Ok(Writer::new(Reader::new(self, dir, txn), entropy))
     }
@@ -407,11 +459,23 @@ impl Opened {
     }
 
     /// Opens the database again after the disk failed. Nothing is retried: what was not durable is gone.
-    fn reopen(&mut self, disk: &dyn Disk, dir: &Path) -> Result<(), Fault> {
+    pub(crate) fn reopen(&mut self, disk: &dyn Disk, dir: &Path) -> Result<(), Fault> {
         self.db = None;
         self.db = Some(backend::open(disk, dir, true)?);
+        self.settle_epoch()?;
         self.failed.store(false, Ordering::Release);
         Ok(())
+    }
+
+    /// Keeps the epoch key that the database uses, and no other.
+    pub(crate) fn settle_epoch(&mut self) -> Result<(), Fault> {
+        let row = Txn::read(self.db()?)?.get(Table::Current, &[Shared::Index as u8])?;
+        let used = row.as_deref().and_then(envelope::key_id);
+        if used.is_some_and(|used| self.keys.settle_epoch(used)) {
+            Ok(())
+        } else {
+            Err(Fault::Damaged("the keyring and the database do not belong together"))
+        }
     }
 
     /// Closes the database and overwrites the keys.
@@ -429,7 +493,7 @@ impl Opened {
         unlocked: &Unlocked,
         audit: AuditDraft,
     ) -> Result<(), WriteError> {
-        self.keys.set_roots(&unlocked.root, &unlocked.epoch);
+        self.keys.set_roots(&unlocked.root, &unlocked.epochs[0].key());
         let shared = Shared::ALL.map(|shared| (shared, Zeroizing::new(entropy::array(entropy))));
         for (name, key) in &shared {
             self.keys.set_shared(*name, key);
@@ -468,6 +532,24 @@ fn prepare_folder(dir: &Path, passphrase: &Secret) -> Result<(), CreateError> {
     }
     files::private_dir(dir).and_then(|()| files::private_dir(&dir.join(blobs::DIR))).map_err(Fault::from)?;
     Ok(())
+}
+
+fn unseal_error(error: UnlockError, with: Unlock<'_>) -> UnsealError {
+    match (error, with) {
+        (UnlockError::WrongSource, Unlock::Passphrase(_)) => UnsealError::WrongPassphrase,
+        (UnlockError::WrongSource, Unlock::Credential(_)) => {
+            UnsealError::WrongSource("the credential does not open this store; check which one the service loads")
+        }
+        (UnlockError::WrongSource, Unlock::Shares(_)) => {
+            UnsealError::WrongSource("these recovery shares do not open this store; take those that were printed last")
+        }
+        (UnlockError::NoSuchSource, _) => {
+            UnsealError::WrongSource("this store was never given such a way in; unseal it with the passphrase")
+        }
+        (UnlockError::Unfit(what), _) => UnsealError::WrongSource(what),
+        (UnlockError::Memory, _) => UnsealError::Memory,
+        (UnlockError::Damaged, _) => UnsealError::Integrity("the keyring is damaged"),
+    }
 }
 
 fn check_format(txn: Txn) -> Result<(), UnsealError> {

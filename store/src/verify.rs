@@ -8,7 +8,7 @@ use crate::entropy::Entropy;
 use crate::error::{OpenError, ReadError, VerifyError};
 use crate::findings::Findings;
 use crate::heads::{Group, Head};
-use crate::keyring::UnlockError;
+use crate::keyring::{Unlock, UnlockError};
 use crate::keys::stop_key;
 use crate::reader::{Reader, id_bytes};
 use crate::store::{Run, Store};
@@ -64,9 +64,11 @@ pub fn verify_stopped(
         Err(OpenError::Io(error)) => return Err(VerifyError::Io(error)),
         Err(OpenError::Integrity(what)) => return Ok(only(findings, what)),
     };
-    let unlocked = match store.keyring().unlock(passphrase) {
-        Ok(unlocked) => unlocked,
-        Err(UnlockError::WrongPassphrase) => return Err(VerifyError::WrongPassphrase),
+    let unlocked = match store.unlock(Unlock::Passphrase(passphrase)) {
+        Ok((unlocked, _)) => unlocked,
+        Err(UnlockError::WrongSource | UnlockError::NoSuchSource | UnlockError::Unfit(_)) => {
+            return Err(VerifyError::WrongPassphrase);
+        }
         Err(UnlockError::Memory) => return Err(VerifyError::Memory),
         Err(UnlockError::Damaged) => return Ok(only(findings, "the keyring is damaged")),
     };

@@ -130,6 +130,19 @@ impl<'s> Writer<'s> {
         Ok(())
     }
 
+    /// Wraps every key again under the epoch key that seals now.
+    pub(crate) fn wrap_again(&mut self) -> Result<(), WriteError> {
+        for table in [Table::Keys, Table::Current] {
+            let names: Vec<Vec<u8>> =
+                self.rows(table, &[]).map(|row| row.map(|(key, _)| key)).collect::<Result<_, _>>()?;
+            for name in names {
+                let (_, body) = self.value(table, &name)?.ok_or(WriteError::Integrity("a key vanished"))?;
+                self.put(table, &name, Purpose::Epoch, &body)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Wraps a key, makes it the one in use for its purpose.
     pub(crate) fn adopt_key(&mut self, purpose: Purpose, key: Key) -> Result<(Current, Key), WriteError> {
         let id = id_of(&key, self.keys().store());

@@ -3,5 +3,7 @@
 mod behaviour;
 mod faults;
 mod model;
+mod older;
 pub(crate) mod support;
 mod tamper;
+mod turning;

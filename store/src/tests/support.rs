@@ -143,6 +143,11 @@ struct Memory {
 }
 
 impl MemoryDisk {
+    /// A disk with these bytes on it.
+    pub(crate) fn holding(bytes: &[u8]) -> Self {
+        Self(Arc::new(Mutex::new(Memory { durable: bytes.to_vec(), visible: bytes.to_vec(), ..Memory::default() })))
+    }
+
     /// A disk of its own with the same contents.
     pub(crate) fn copy(&self) -> Self {
         Self(Arc::new(Mutex::new(self.memory().clone())))
@@ -205,6 +210,14 @@ impl Disk for MemoryDisk {
     fn storage(&self, _path: &Path, _create: bool) -> io::Result<Storage> {
         drop(self.operate()?);
         Ok(Storage(Box::new(self.clone())))
+    }
+
+    /// On the real disk, in three operations: it may fail before, between the file and what it replaces, and after.
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        drop(self.operate()?);
+        crate::files::replace(path, |file| io::Write::write_all(file, bytes))?;
+        drop(self.operate()?);
+        Ok(())
     }
 }
 
