@@ -178,7 +178,8 @@ macro_rules! inner_loop {
 }
 
 inner_loop! {
-    /// Two strips of rows by two panels.
+    /// Two strips of rows by two panels. The panels of two steps ahead are asked for, line by line: few loads of tiles are under way at
+    /// a time, and each would wait for the second cache.
     two_by_two,
     [
         "mov {x}, [{sums}]", "tileloadd tmm0, [{x} + {s}]", "mov {x}, [{sums} + 8]", "tileloadd tmm1, [{x} + {s}]",
@@ -191,8 +192,14 @@ inner_loop! {
     ["mov {a1}, {as}", "shl {a1}, 4", "add {a1}, {a0}", "add {b1}, {b0}", "xor {x:e}, {x:e}", "xor {y:e}, {y:e}"],
     [
         "tileloadd tmm6, [{b0} + {s}]", "tileloadd tmm4, [{a0} + {as}]", "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm7, [{b1} + {s}]", "tdpbf16ps tmm1, tmm4, tmm7", "tileloadd tmm5, [{a1} + {as}]",
-        "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
+        ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+        "prefetcht0 [{b0} + 2048 + 64*\\line]",
+        ".endr",
+        "tileloadd tmm7, [{b1} + {s}]", "tdpbf16ps tmm1, tmm4, tmm7",
+        ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+        "prefetcht0 [{b1} + 2048 + 64*\\line]",
+        ".endr",
+        "tileloadd tmm5, [{a1} + {as}]", "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
         "add {a0}, 64", "add {a1}, 64", "add {b0}, 1024", "add {b1}, 1024"
     ]
 }

@@ -5,10 +5,10 @@ use super::operand::PANEL;
 use super::piece::{Piece, Target};
 use half::bf16;
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, __mmask16, _mm256_mask_storeu_epi16, _mm512_cvtneps_pbh, _mm512_dpbf16_ps,
-    _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps,
-    _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-    _mm512_unpacklo_epi64,
+    __m512, __m512bh, __m512i, __mmask16, _MM_HINT_T0, _mm_prefetch, _mm256_mask_storeu_epi16, _mm512_cvtneps_pbh,
+    _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_permutex2var_epi16,
+    _mm512_set1_epi32, _mm512_setzero_ps, _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::mem::transmute;
 
@@ -185,6 +185,47 @@ pub(super) unsafe fn transpose(lines: *mut [u32; PANEL]) {
         for (lane, column) in columns.into_iter().enumerate() {
             // SAFETY: as above.
             unsafe { _mm512_storeu_si512(lines.add(4 * lane + c).cast(), column) };
+        }
+    }
+}
+
+/// Rows ahead of those that are put into pairs that are asked for: they lie far apart, where no processor looks by itself.
+const AHEAD: usize = 24;
+
+/// Puts `pairs` pairs of rows of 64 numbers into four panels that are `LINES` lines apart: in line `p` of a panel, for each column the
+/// numbers of rows `2p` and `2p + 1`. The rows begin `from.1` numbers apart.
+///
+/// # Safety
+/// [`is_available`]; there are so many rows and lines.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) unsafe fn pair_rows<const LINES: usize>(from: (*const bf16, usize), pairs: usize, to: *mut [u32; PANEL]) {
+    // Number 2i comes from place i of the one row, number 2i + 1 from place i of the other, which is the second register.
+    const ORDER: [[i16; 32]; 2] = {
+        let mut order = [[0; 32]; 2];
+        let mut i = 0;
+        while i < 32 {
+            let place = (i / 2 + i % 2 * 32) as i16;
+            (order[0][i], order[1][i]) = (place, place + 16);
+            i += 1;
+        }
+        order
+    };
+    // SAFETY: by the caller; an address that is only asked for need not exist.
+    unsafe {
+        let order = ORDER.map(|order| _mm512_loadu_si512(order.as_ptr().cast()));
+        for pair in 0..pairs {
+            let row = from.0.add(2 * pair * from.1);
+            let other = row.add(from.1);
+            for half in 0..2 {
+                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(AHEAD * from.1 + 32 * half).cast());
+                _mm_prefetch::<_MM_HINT_T0>(other.wrapping_add(AHEAD * from.1 + 32 * half).cast());
+                let a = _mm512_loadu_si512(row.add(32 * half).cast());
+                let b = _mm512_loadu_si512(other.add(32 * half).cast());
+                for (panel, order) in order.iter().enumerate() {
+                    let both = _mm512_permutex2var_epi16(a, *order, b);
+                    _mm512_storeu_si512(to.add((2 * half + panel) * LINES + pair).cast(), both);
+                }
+            }
         }
     }
 }

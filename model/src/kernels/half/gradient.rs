@@ -315,22 +315,23 @@ fn pair_panels(
     }
 }
 
-/// Compiled for 512 bits; the same numbers.
-///
-/// # Safety
-/// The processor has AVX-512 F, BW and VL.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn pair_wide(wide: (&[bf16], usize), rows: (usize, usize), columns: (usize, usize), lines: &mut [Line]) {
-    pair_panels(wide, rows, columns, lines);
-}
-
 /// Puts a block of rows into panels.
 fn pair_block(unit: Unit, wide: (&[bf16], usize), rows: (usize, usize), columns: (usize, usize), lines: &mut [Line]) {
     #[cfg(target_arch = "x86_64")]
     if unit != Unit::Portable {
-        // SAFETY: the other units are made of these instructions.
-        return unsafe { pair_wide(wide, rows, columns, lines) };
+        let (token, end) = (rows.0, rows.1.min(rows.0 + BLOCK));
+        if columns.1 == WIDE && end.is_multiple_of(STEP) && end > token {
+            assert!(lines.len() == BLOCK / 2 * WIDE / PANEL && (end - 1) * wide.1 + columns.0 + WIDE <= wide.0.len());
+            // SAFETY: the other units are made of these instructions; the rows and the lines are there.
+            unsafe {
+                let first = wide.0.as_ptr().add(token * wide.1 + columns.0);
+                return super::avx512::pair_rows::<{ BLOCK / 2 }>(
+                    (first, wide.1),
+                    (end - token) / 2,
+                    lines.as_mut_ptr().cast(),
+                );
+            }
+        }
     }
     pair_panels(wide, rows, columns, lines);
 }
