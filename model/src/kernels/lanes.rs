@@ -22,6 +22,14 @@ pub(super) trait Lanes: Copy {
     unsafe fn load_f16(from: *const u16) -> Self;
     /// Sixteen 16-bit numbers into memory, rounded to the nearest.
     unsafe fn store_f16(self, to: *mut u16);
+    /// Sixteen bf16 numbers from memory.
+    unsafe fn load_bf16(from: *const u16) -> Self;
+    /// Sixteen bf16 numbers into memory, rounded to the nearest, of two nearest to the even one; no number stays none.
+    unsafe fn store_bf16(self, to: *mut u16);
+    /// Sixteen pairs of bf16 numbers into memory, `self` before `odd`, rounded to the nearest, of two nearest to the larger.
+    unsafe fn store_bf16_pairs(self, odd: Self, to: *mut u16);
+    /// Thirty-two bf16 numbers into memory, rounded as pairs are.
+    unsafe fn store_bf16_two(self, next: Self, to: *mut u16);
     /// `self · by + add`, in one rounding where the processor can.
     unsafe fn fma(self, by: Self, add: Self) -> Self;
     /// Sum.
@@ -157,6 +165,39 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: by the caller there are sixteen.
+        let bits = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        Self(bits.map(|bits| f32::from_bits(u32::from(bits) << 16)))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16) {
+        let bits = self.0.map(|value| half::bf16::from_f32(value).to_bits());
+        // SAFETY: by the caller there is room for sixteen.
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(bits) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16_pairs(self, odd: Self, to: *mut u16) {
+        const HALF: u32 = 0x8000;
+        let pair = |i: usize| {
+            let (even, odd) = (self.0[i].to_bits().wrapping_add(HALF), odd.0[i].to_bits().wrapping_add(HALF));
+            even >> 16 | odd & 0xffff_0000
+        };
+        let pairs: [u32; LANES] = std::array::from_fn(pair);
+        // SAFETY: by the caller there is room for sixteen pairs.
+        unsafe { to.cast::<[u32; LANES]>().write_unaligned(pairs) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16_two(self, next: Self, to: *mut u16) {
+        let bits = [self.0, next.0].map(|all| all.map(|x| (x.to_bits().wrapping_add(0x8000) >> 16) as u16));
+        // SAFETY: by the caller there is room for thirty-two.
+        unsafe { to.cast::<[[u16; LANES]; 2]>().write_unaligned(bits) };
+    }
+
+    #[inline(always)]
     unsafe fn fma(self, by: Self, add: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] * by.0[i] + add.0[i]))
     }
@@ -251,6 +292,52 @@ mod x86 {
         unsafe fn store_f16(self, to: *mut u16) {
             // SAFETY: see above.
             unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<ROUNDING>(self.0)) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const u16) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store_bf16(self, to: *mut u16) {
+            // SAFETY: see above.
+            unsafe {
+                let bits = _mm512_castps_si512(self.0);
+                let lowest = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(lowest, _mm512_set1_epi32(0x7fff)));
+                let none = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
+                let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+                let rounded = _mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, none, quiet));
+                _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(rounded));
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store_bf16_pairs(self, odd: Self, to: *mut u16) {
+            // SAFETY: see above.
+            unsafe {
+                let half = _mm512_set1_epi32(0x8000);
+                let even = _mm512_srli_epi32::<16>(_mm512_add_epi32(_mm512_castps_si512(self.0), half));
+                let odd = _mm512_add_epi32(_mm512_castps_si512(odd.0), half);
+                let pairs = _mm512_mask_blend_epi16(0xaaaa_aaaa, even, odd);
+                _mm512_storeu_si512(to.cast(), pairs);
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store_bf16_two(self, next: Self, to: *mut u16) {
+            // SAFETY: see above.
+            unsafe {
+                let half = _mm512_set1_epi32(0x8000);
+                let shifted = |x| _mm512_srli_epi32::<16>(_mm512_add_epi32(_mm512_castps_si512(x), half));
+                _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(shifted(self.0)));
+                _mm256_storeu_si256(to.add(16).cast(), _mm512_cvtepi32_epi16(shifted(next.0)));
+            }
         }
 
         #[inline(always)]
@@ -352,6 +439,49 @@ mod x86 {
             unsafe {
                 _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<ROUNDING>(self.0));
                 _mm_storeu_si128(to.add(8).cast(), _mm256_cvtps_ph::<ROUNDING>(self.1));
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const u16) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let (low, high) = (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(8).cast()));
+                let wide = |bits| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)));
+                Self(wide(low), wide(high))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store_bf16(self, to: *mut u16) {
+            // SAFETY: see above.
+            let all = unsafe { self.array() };
+            // SAFETY: see above.
+            unsafe { to.cast::<[u16; 16]>().write_unaligned(all.map(|value| half::bf16::from_f32(value).to_bits())) };
+        }
+
+        #[inline(always)]
+        unsafe fn store_bf16_pairs(self, odd: Self, to: *mut u16) {
+            // SAFETY: see above.
+            unsafe {
+                let half = _mm256_set1_epi32(0x8000);
+                let pairs = |even, odd| {
+                    let even = _mm256_srli_epi32::<16>(_mm256_add_epi32(_mm256_castps_si256(even), half));
+                    let odd = _mm256_add_epi32(_mm256_castps_si256(odd), half);
+                    _mm256_blend_epi16::<0xaa>(even, odd)
+                };
+                _mm256_storeu_si256(to.cast(), pairs(self.0, odd.0));
+                _mm256_storeu_si256(to.add(16).cast(), pairs(self.1, odd.1));
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store_bf16_two(self, next: Self, to: *mut u16) {
+            // SAFETY: see above.
+            unsafe {
+                let all = [self.array(), next.array()];
+                let bits = all.map(|all| all.map(|x| (x.to_bits().wrapping_add(0x8000) >> 16) as u16));
+                to.cast::<[[u16; 16]; 2]>().write_unaligned(bits);
             }
         }
 
@@ -491,6 +621,46 @@ mod tests {
             // SAFETY: an available set.
             unsafe { exp_of(instructions, &mut edges) };
             assert!(edges[0] == 1.0 && edges[1] < 1e-37 && edges[2].is_finite() && edges[3].is_nan());
+        }
+    }
+
+    unsafe fn bf16_row<V: Lanes>(x: &[f32], out: &mut [u16], back: &mut [f32]) {
+        // SAFETY: sixteen numbers, eighty halves and sixteen numbers, by the test.
+        unsafe {
+            V::load(x.as_ptr()).store_bf16(out.as_mut_ptr());
+            V::load_bf16(out.as_ptr()).store(back.as_mut_ptr());
+            V::load(x.as_ptr()).store_bf16_pairs(V::splat(1.5), out.as_mut_ptr().add(LANES));
+            V::splat(1.5).store_bf16_two(V::load(x.as_ptr()), out.as_mut_ptr().add(3 * LANES));
+        }
+    }
+
+    with_lanes! {
+        unsafe fn bf16_of(x: &[f32], out: &mut [u16], back: &mut [f32]) = bf16_row;
+    }
+
+    #[test]
+    fn bf16_rounds_alike_everywhere() {
+        let mut x: [f32; LANES] = std::array::from_fn(|i| (i as f32 * 1.37).sin() * 3.0);
+        // Halfway below an even one, halfway below an odd one, infinite, no number, a largest number that rounds up.
+        x[..5].copy_from_slice(&[
+            1.0 + 1.0 / 256.0,
+            1.0 + 3.0 / 256.0,
+            f32::NEG_INFINITY,
+            f32::from_bits(u32::MAX),
+            f32::MAX,
+        ]);
+        for instructions in Instructions::available() {
+            let (mut out, mut back) = ([0u16; 5 * LANES], [0f32; LANES]);
+            // SAFETY: an available set and room for all.
+            unsafe { bf16_of(instructions, &x, &mut out, &mut back) };
+            for i in 0..LANES {
+                let expected = half::bf16::from_f32(x[i]);
+                assert_eq!((out[i], back[i].to_bits()), (expected.to_bits(), expected.to_f32().to_bits()));
+                if i > 4 {
+                    assert_eq!(out[LANES + 2 * i..][..2], [expected.to_bits(), half::bf16::from_f32(1.5).to_bits()]);
+                    assert_eq!(out[4 * LANES + i], expected.to_bits());
+                }
+            }
         }
     }
 

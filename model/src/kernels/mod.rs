@@ -5,6 +5,7 @@
 
 mod activation;
 mod attention;
+pub mod backward;
 mod exponential;
 mod format;
 pub mod half;

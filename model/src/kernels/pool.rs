@@ -270,6 +270,11 @@ impl<T> PerThread<T> {
         Self((0..threads).map(|_| UnsafeCell::new(make())).collect())
     }
 
+    /// How many values.
+    pub(super) const fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Does something with every value.
     pub fn each(&mut self, mut f: impl FnMut(&mut T)) {
         self.0.iter_mut().for_each(|value| f(value.get_mut()));

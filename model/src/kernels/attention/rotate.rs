@@ -24,8 +24,18 @@ impl Turns {
         Self { half, table }
     }
 
+    /// Positions it knows.
+    pub(in crate::kernels) const fn positions(&self) -> usize {
+        self.table.len() / (2 * self.half)
+    }
+
+    /// Half the columns of a head.
+    pub(in crate::kernels) const fn half(&self) -> usize {
+        self.half
+    }
+
     /// Cosines and sines of a position.
-    pub(super) fn at(&self, position: usize) -> (&[f32], &[f32]) {
+    pub(in crate::kernels) fn at(&self, position: usize) -> (&[f32], &[f32]) {
         self.table[2 * self.half * position..][..2 * self.half].split_at(self.half)
     }
 }
