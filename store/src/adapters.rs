@@ -10,6 +10,7 @@ use crate::writer::Writer;
 use empathd_proto::report::AdapterState;
 use empathd_proto::{AdapterId, BlobId, DatasetId, JobId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Generations that a rollback can go back over.
 const MAX_HISTORY: usize = 64;
@@ -150,6 +151,30 @@ impl Writer<'_> {
             ));
         }
         self.store_adapter(&StoredAdapter { state: AdapterState::Retired, withdrawn: true, ..adapter })
+    }
+
+    /// Retires for good every generation that learned from one of these cuts. When the active one is among them, the one
+    /// before it that is not answers again, or the base model.
+    pub(crate) fn withdraw_adapters(&mut self, datasets: &BTreeSet<DatasetId>) -> Result<Vec<AdapterId>, WriteError> {
+        let learned: Vec<_> = self.adapters()?.into_iter().filter(|one| datasets.contains(&one.dataset)).collect();
+        let mut history = self.history()?;
+        let before = history.last().copied();
+        let ids: Vec<AdapterId> = learned.iter().map(|adapter| adapter.id).collect();
+        for adapter in learned {
+            self.store_adapter(&StoredAdapter { state: AdapterState::Retired, withdrawn: true, ..adapter })?;
+        }
+        history.retain(|id| !ids.contains(id));
+        if before != history.last().copied() {
+            while let Some(earlier) = history.last().copied() {
+                if !self.known_adapter(earlier)?.withdrawn {
+                    self.move_adapter(earlier, AdapterState::Active)?;
+                    break;
+                }
+                history.pop();
+            }
+        }
+        self.set_history(&history)?;
+        Ok(ids)
     }
 
     pub(crate) fn set_history(&mut self, history: &[AdapterId]) -> Result<(), WriteError> {

@@ -221,6 +221,6 @@ fn checkpoint_of(keys: &Keys, frontier: &Frontier) -> Checkpoint {
 }
 
 /// The key that signs checkpoints. It opens nothing.
-fn signing_key(keys: &Keys) -> SigningKey {
+pub(crate) fn signing_key(keys: &Keys) -> SigningKey {
     SigningKey::from_bytes(keys.shared(Shared::Signing))
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Version of the database: its tables and what their rows mean. Each file beside it has a version of its own.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// Version of the shapes of sealed values, blobs and stop seals. It is part of the context that a value is sealed in.
 pub(crate) const SCHEMA: u32 = 1;
 

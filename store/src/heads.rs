@@ -47,7 +47,7 @@ impl Group {
     }
 
     /// Where its head lies.
-    fn place(self, keys: &Keys) -> (Table, Vec<u8>) {
+    pub(crate) fn place(self, keys: &Keys) -> (Table, Vec<u8>) {
         match self {
             Group::Root => (Table::Anchor, ROOT_KEY.to_vec()),
             _ => (Table::Heads, keys.index(&[b"head", &format::encode(&self)]).to_vec()),

@@ -140,9 +140,14 @@ fn accepts(table: Table, key: &[u8], purpose: Purpose) -> bool {
         Table::Audit => purpose == Purpose::Shared(Shared::Audit),
         Table::Adapters => matches!(purpose, Purpose::Adapter(id) if id.as_bytes() == key),
         Table::Blobs => matches!(purpose, Purpose::Blob(id) if id.as_bytes() == key),
-        Table::Anchor | Table::Meta | Table::Heads | Table::Clients | Table::Contents | Table::Datasets => {
-            purpose == Purpose::Shared(Shared::Meta)
-        }
+        Table::Anchor
+        | Table::Meta
+        | Table::Heads
+        | Table::Clients
+        | Table::Contents
+        | Table::Datasets
+        | Table::Tombstones
+        | Table::Holds => purpose == Purpose::Shared(Shared::Meta),
     }
 }
 

@@ -66,6 +66,12 @@ impl fmt::Debug for StoredRecord {
     }
 }
 
+impl DataClass {
+    /// All of them.
+    pub const ALL: [DataClass; 4] =
+        [DataClass::Record, DataClass::PsychotherapyNote, DataClass::Part2, DataClass::Training];
+}
+
 impl Writer<'_> {
     /// The client that a source calls `external`, made with its first data key when it is seen for the first time. The
     /// name itself is not stored, only its HMAC.

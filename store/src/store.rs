@@ -9,7 +9,7 @@ use crate::error::{CreateError, Fault, OpenError, ReadError, SealError, UnsealEr
 use crate::keyring::{self, Held, KdfCost, Keyring, KeyringError, Unlock, UnlockError, UnlockSource, Unlocked};
 use crate::keys::{Keys, Purpose, Shared};
 use crate::reader::Reader;
-use crate::tables::{Table, Txn};
+use crate::tables::{Table, Txn, guarded};
 use crate::verify::StateFindings;
 use crate::writer::{Seals, Writer, shared_key};
 use crate::{envelope, files, format, stop};
@@ -327,6 +327,7 @@ impl Store {
     /// Opens the database and takes the keys: everything of an unsealing that changes nothing. With `check`, every page of
     /// the database is verified first.
     pub(crate) fn load(&self, opened: &mut Opened, unlocked: &Unlocked, check: bool) -> Result<(), UnsealError> {
+        opened.drop_db();
         opened.db = Some(backend::open(&*self.disk, &self.dir, check)?);
         opened.failed.store(false, Ordering::Release);
         opened.keys.set_roots(&unlocked.root, &unlocked.epochs[0].key());
@@ -334,7 +335,7 @@ impl Store {
             opened.keys.set_next_epoch(&next.key());
         }
         opened.settle_epoch()?;
-        check_format(opened.snapshot()?)?;
+        bring_to_format(opened)?;
         for shared in Shared::ALL {
             let key = shared_key(&Reader::new(opened, &self.dir, opened.snapshot()?), shared)?;
             opened.keys.set_shared(shared, &key);
@@ -364,7 +365,7 @@ impl Store {
         // The database keeps the state before the last commit, too: from now on both say that it stopped.
         self.leave_as(opened, Run::Stopped, &[])?;
         if let Some(db) = opened.db.take() {
-            db.close().map_err(Fault::from)?;
+            guarded(|| Ok(db.close()?))?;
         }
         stop::write(&self.dir, &opened.keys.stop_key()).map_err(Fault::from)?;
         Ok(())
@@ -460,11 +461,20 @@ impl Opened {
 
     /// Opens the database again after the disk failed. Nothing is retried: what was not durable is gone.
     pub(crate) fn reopen(&mut self, disk: &dyn Disk, dir: &Path) -> Result<(), Fault> {
-        self.db = None;
+        self.drop_db();
         self.db = Some(backend::open(disk, dir, true)?);
         self.settle_epoch()?;
         self.failed.store(false, Ordering::Release);
         Ok(())
+    }
+
+    /// Closes the database without a word: it may panic on its way out of a damaged file.
+    fn drop_db(&mut self) {
+        let db = self.db.take();
+        let _ = guarded(|| {
+            drop(db);
+            Ok(())
+        });
     }
 
     /// Keeps the epoch key that the database uses, and no other.
@@ -480,7 +490,7 @@ impl Opened {
 
     /// Closes the database and overwrites the keys.
     fn close(&mut self) {
-        self.db = None;
+        self.drop_db();
         self.keys.wipe();
         self.unsealed = false;
     }
@@ -510,6 +520,12 @@ impl Opened {
         writer.append_audit(&[audit])?;
         writer.store_heads()?;
         Ok(writer.commit()?)
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.drop_db();
     }
 }
 
@@ -552,14 +568,20 @@ fn unseal_error(error: UnlockError, with: Unlock<'_>) -> UnsealError {
     }
 }
 
-fn check_format(txn: Txn) -> Result<(), UnsealError> {
-    let stored = txn.get(Table::Anchor, FORMAT_KEY)?;
+/// Brings a database of an older format to today's; refuses a newer one. Format 1 had no tombstones and no holds.
+fn bring_to_format(opened: &Opened) -> Result<(), UnsealError> {
+    let stored = opened.snapshot()?.get(Table::Anchor, FORMAT_KEY)?;
     let Some(version) = stored.and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes) else {
         return Err(UnsealError::Integrity("the database does not say which format it has"));
     };
-    if version == format::VERSION {
-        Ok(())
-    } else {
-        Err(UnsealError::Version { found: version, supported: format::VERSION })
+    match version {
+        format::VERSION => Ok(()),
+        1 => {
+            let txn = Txn::write(opened.db()?)?;
+            txn.create_tables()?;
+            txn.insert(Table::Anchor, FORMAT_KEY, &format::VERSION.to_le_bytes())?;
+            Ok(txn.commit()?)
+        }
+        found => Err(UnsealError::Version { found, supported: format::VERSION }),
     }
 }

@@ -62,6 +62,10 @@ tables! {
     Blobs = 12, "blobs";
     /// Audit entries, by number (big-endian).
     Audit = 13, "audit";
+    /// What stays of erased clients, by client id.
+    Tombstones = 14, "tombstones";
+    /// Clients under a legal hold, by HMAC.
+    Holds = 15, "holds";
 }
 
 impl Table {
@@ -186,7 +190,7 @@ impl Txn {
         })
     }
 
-    /// Makes every table, in a new database.
+    /// Makes every table that is not there.
     pub(crate) fn create_tables(&self) -> Result<(), Fault> {
         let txn = self.writer()?;
         guarded(|| Table::ALL.iter().try_for_each(|table| Ok(txn.open_table(table.definition()).map(drop)?)))

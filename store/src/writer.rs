@@ -173,6 +173,20 @@ impl<'s> Writer<'s> {
         Ok(Some((current, key)))
     }
 
+    /// Forgets which keys are in use for some purposes, after their rows were removed.
+    pub(crate) fn forget_current(&mut self, of: impl Fn(Purpose) -> bool) {
+        self.current.retain(|purpose, _| !of(*purpose));
+    }
+
+    /// Removes the head of a group that has no rows any more.
+    pub(crate) fn drop_head(&mut self, group: Group) -> Result<(), WriteError> {
+        self.heads.remove(&group);
+        self.changed_heads.remove(&group);
+        let (table, key) = group.place(self.keys());
+        self.delete(table, &key, Purpose::Shared(Shared::Meta))?;
+        Ok(())
+    }
+
     /// The next head that changed and is not stored yet; the root when no other is left.
     pub(crate) fn next_changed_head(&mut self) -> Option<(Group, Head)> {
         let group = self.changed_heads.pop_first()?;

@@ -68,11 +68,11 @@ fn another_format_of_the_database_is_told() {
     drop(store);
     raw_change(&dir, |txn| {
         let mut anchor = txn.open_table(raw_table("anchor")).expect("table");
-        anchor.insert(b"format".as_slice(), 2u32.to_le_bytes().as_slice()).expect("put");
+        anchor.insert(b"format".as_slice(), 3u32.to_le_bytes().as_slice()).expect("put");
     });
     let store = Store::open(&state(&dir), Arc::new(SeededEntropy::new(2))).expect("opened");
     let unsealed = store.unseal(&passphrase(), draft(ActionKind::Unseal));
-    assert!(matches!(unsealed, Err(UnsealError::Version { found: 2, supported: 1 })));
+    assert!(matches!(unsealed, Err(UnsealError::Version { found: 3, supported: 2 })));
     assert!(store.shared().keys.bytes().iter().all(|byte| *byte == 0));
 }
 

@@ -1,6 +1,7 @@
 //! Behaviour of the store as a whole. What one file alone promises is tested in that file.
 
 mod behaviour;
+mod erasure;
 mod faults;
 mod model;
 mod older;

@@ -112,6 +112,15 @@ pub(crate) fn furnished(seed: u64) -> (TempDir, Store) {
         writer.approve_adapter(adapter, b"gate".to_vec())?;
         writer.activate_adapter(adapter)
     });
+    change(&store, |writer| {
+        let client = writer.client_for("person 0")?;
+        writer.set_hold(client, true)
+    });
+    let gone = change(&store, |writer| {
+        put(writer, "gone", b"words of someone who was erased")?;
+        writer.client_for("gone")
+    });
+    store.erase_client(gone, draft(ActionKind::Ingest)).expect("erased");
     (dir, store)
 }
 
