@@ -2,7 +2,9 @@
 //! feed-forward ones, one router a layer, one head that says what a session is about. Knows its own numbers and their file;
 //! refuses to know how they are trained.
 
+pub mod export;
 mod file;
+pub mod import;
 mod init;
 mod linear;
 mod load;
@@ -13,7 +15,7 @@ pub use file::AdapterError;
 pub(crate) use file::{block, read, write};
 pub use linear::Linear;
 pub use load::ExpertLoad;
-pub use projection::Projection;
+pub use projection::{Gates, Projection};
 
 use candle_core::{Device, Tensor};
 use empathd_proto::engine::MixtureSpec;
