@@ -5,10 +5,10 @@ use super::operand::PANEL;
 use super::piece::{Piece, Target};
 use half::bf16;
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, __mmask16, _MM_HINT_T0, _mm_prefetch, _mm256_mask_storeu_epi16, _mm512_cvtneps_pbh,
-    _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_permutex2var_epi16,
-    _mm512_set1_epi32, _mm512_setzero_ps, _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m256bh, __m256i, __m512, __m512bh, __m512i, __mmask16, _MM_HINT_T0, _mm_prefetch, _mm256_mask_storeu_epi16,
+    _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+    _mm512_permutex2var_epi16, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_shuffle_i32x4, _mm512_storeu_si512,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::mem::transmute;
 
@@ -127,7 +127,11 @@ unsafe fn put(target: Target, at: usize, mask: __mmask16, sums: __m512) {
         match target {
             Target::Set(out) | Target::Add(out) => _mm512_mask_storeu_ps(out.add(at), mask, sums),
             Target::Half(out) => {
-                _mm256_mask_storeu_epi16(out.add(at).cast(), mask, transmute(_mm512_cvtneps_pbh(sums)));
+                _mm256_mask_storeu_epi16(
+                    out.add(at).cast(),
+                    mask,
+                    transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sums)),
+                );
             }
         }
     }

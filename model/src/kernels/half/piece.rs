@@ -38,6 +38,17 @@ impl Stretch {
         }
     }
 
+    /// The stretch in parts of up to `most` steps, one after the other.
+    pub(super) fn cut(self, most: usize) -> impl Iterator<Item = Self> {
+        (0..self.steps).step_by(most).map(move |step| Self {
+            left: self.left.wrapping_add(step * STEP),
+            right: self.right.wrapping_add(step * STEP * PANEL),
+            steps: most.min(self.steps - step),
+            pairs: (most * STEP / 2).min(self.pairs - step * STEP / 2),
+            ..self
+        })
+    }
+
     /// The same stretch from another row and panel on.
     ///
     /// # Safety
@@ -119,27 +130,8 @@ impl Piece {
         all
     }
 
-    /// The part of it that begins at `row` and a panel, and has `rows` rows and `columns` columns.
-    ///
-    /// # Safety
-    /// It lies within the piece.
-    pub(super) unsafe fn part(&self, (row, rows): (usize, usize), (panel, columns): (usize, usize)) -> Self {
-        let at = row * self.stride + panel * PANEL;
-        // SAFETY: by the caller.
-        unsafe {
-            let target = match self.target {
-                Target::Set(out) => Target::Set(out.add(at)),
-                Target::Add(out) => Target::Add(out.add(at)),
-                Target::Half(out) => Target::Half(out.add(at)),
-            };
-            Self {
-                stretches: self.stretches_at(row, panel),
-                terms: self.terms,
-                rows,
-                columns,
-                target,
-                stride: self.stride,
-            }
-        }
+    /// Steps of its inner side.
+    pub(super) fn steps(&self) -> usize {
+        self.stretches().iter().map(|stretch| stretch.steps).sum()
     }
 }

@@ -1,6 +1,6 @@
 //! Cuts products into pieces and spreads them over threads. Knows what fits the caches; refuses to know instructions.
 
-use super::operand::{Left, Out, PANEL, Product, Right, Term};
+use super::operand::{Left, Out, PANEL, Product, Right, STEP, Term};
 use super::piece::{Piece, Stretch, Target};
 use super::portable::{Widened, multiply};
 use super::{Unit, portable};
@@ -14,7 +14,10 @@ const PIECE_NUMBERS: usize = 256 << 10;
 /// Columns at which a product is cut; a multiple of two and of three panels.
 const COLUMNS_STEP: usize = 6 * PANEL;
 /// Pieces that a product is cut into where its sides allow, so that two or eight threads end at about the same time.
-const PIECES_MIN: usize = 16;
+const PIECES_MIN: usize = 6;
+/// Steps of the inner side that are summed at a time where it is long, as that of the head's gradient: rows and panels of a piece stay in
+/// the second cache meanwhile.
+const STEPS_MAX: usize = 2048 / STEP;
 /// Rows below which no further cut is worth its while.
 const ROWS_MIN: usize = 32;
 
@@ -44,7 +47,7 @@ impl Cut {
     fn new(rows: usize, k: usize, columns: usize) -> Self {
         let mut cut = Self {
             rows: even(rows, PIECE_ROWS, PANEL),
-            columns: even(columns, PIECE_NUMBERS / k.max(1), COLUMNS_STEP),
+            columns: even(columns, PIECE_NUMBERS / k.clamp(1, STEPS_MAX * STEP), COLUMNS_STEP),
         };
         while cut.pieces() < PIECES_MIN && cut.rows.0 > ROWS_MIN && cut.columns.0 <= 2 * COLUMNS_STEP {
             cut.rows = even(rows, cut.rows.0 / 2, PANEL);
@@ -116,7 +119,16 @@ impl<'a> Spread<'a> {
                 Kind::Half => Target::Half(self.target.0.cast::<bf16>().add(at)),
             };
             let stretches = self.terms.iter().filter_map(|term| stretch(term).map(|s| s.at(row, column / PANEL)));
-            compute(unit, &Piece::new(stretches, (rows, columns), target, self.stride), scratch);
+            let piece = Piece::new(stretches, (rows, columns), target, self.stride);
+            if self.kind == Kind::Half || piece.steps() <= 2 * STEPS_MAX {
+                return compute(unit, &piece, scratch);
+            }
+            // Sums that are put down and taken up again are the same bits.
+            for (index, part) in piece.stretches().iter().flat_map(|stretch| stretch.cut(STEPS_MAX)).enumerate() {
+                let target = if index == 0 { target } else { Target::Add(self.target.at(at)) };
+                let part = Piece::new(std::iter::once(part), (rows, columns), target, self.stride);
+                compute(unit, &part, scratch);
+            }
         }
     }
 }

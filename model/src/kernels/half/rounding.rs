@@ -8,7 +8,6 @@ fn nearest(value: f32) -> bf16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
     let quiet = bits | 0x40_0000;
-    #[expect(clippy::cast_possible_truncation, reason = "the upper half is meant")]
     bf16::from_bits((if value.is_nan() { quiet } else { rounded } >> 16) as u16)
 }
 

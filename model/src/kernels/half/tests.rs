@@ -71,7 +71,8 @@ fn bound(k: usize) -> f64 {
     f64::from(f32::EPSILON) * k as f64
 }
 
-const SHAPES: [(usize, usize, usize); 9] = [
+const SHAPES: [(usize, usize, usize); 10] = [
+    (35, 4230, 40),
     (1, 32, 16),
     (2, 31, 17),
     (15, 64, 48),
