@@ -117,6 +117,7 @@ pub struct TrainSpec {
 
 /// The rate falls when validation stops getting better.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Plateau {
     /// Validations without a better one before the rate falls; 0 switches it off.
     pub patience: u32,
@@ -132,6 +133,7 @@ impl Default for Plateau {
 
 /// The stages of a run, by share of its progress.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Stages {
     /// Until here only the shared part learns.
     pub shared_until: f32,
@@ -147,6 +149,7 @@ impl Default for Stages {
 
 /// Weights of the losses beside the language loss.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct LossSpec {
     /// Session prior against the domain's experts.
     pub session: f32,
@@ -183,6 +186,7 @@ impl Default for LossSpec {
 
 /// What weights must hold to before they are kept as the best.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Guards {
     /// Most that the loss of general text may rise over the base model's, nats per token.
     pub general_rise_max: f32,
@@ -242,6 +246,7 @@ impl Default for MixtureSpec {
 
 /// Where the session prior sees a crisis, the crisis expert takes part.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct CrisisFloor {
     /// Session probability of the crisis expert above which it holds.
     pub above: f32,

@@ -19,9 +19,20 @@ pub enum Projection<'a> {
         pair: &'a LowRank,
         /// `alpha / rank`.
         scale: f32,
-        /// `[rows, experts]`, where experts work on this map.
-        gates: Option<&'a Tensor>,
+        /// What the experts of this map are multiplied by.
+        gates: Gates<'a>,
     },
+}
+
+/// What the experts of a linear map are multiplied by.
+#[derive(Clone, Copy)]
+pub enum Gates<'a> {
+    /// There are no experts on it.
+    None,
+    /// They are switched off: the shared part works alone, nothing of theirs is computed.
+    Zero,
+    /// `[rows, experts]`.
+    Of(&'a Tensor),
 }
 
 impl Projection<'_> {
@@ -32,11 +43,17 @@ impl Projection<'_> {
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Frozen { weight } => frozen_linear(x, weight),
+            Self::Adapted { weight, pair, gates: Gates::Zero, .. } if pair.shared == 0 => frozen_linear(x, weight),
+            Self::Adapted { weight, pair, scale, gates: Gates::Zero } => {
+                let a = pair.a.narrow(0, 0, pair.shared)?.contiguous()?;
+                let b = pair.b.narrow(1, 0, pair.shared)?.contiguous()?;
+                adapted_linear(x, weight, &down(x, &a)?.affine(f64::from(*scale), 0.0)?, &b)
+            }
             Self::Adapted { weight, pair, scale, gates } => {
                 let u = down(x, &pair.a)?;
                 let h = match gates {
-                    Some(gates) => spread(&u, gates, pair.shared, *scale)?,
-                    None => u.affine(f64::from(*scale), 0.0)?,
+                    Gates::Of(gates) => spread(&u, gates, pair.shared, *scale)?,
+                    Gates::None | Gates::Zero => u.affine(f64::from(*scale), 0.0)?,
                 };
                 adapted_linear(x, weight, &h, &pair.b)
             }

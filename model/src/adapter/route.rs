@@ -108,6 +108,31 @@ pub fn add_prior(logits: &mut [f32], weight: f32, log_prior: &[f32]) {
     logits.iter_mut().zip(log_prior).for_each(|(z, p)| *z += weight * p);
 }
 
+/// The sums of the session's `z̄[rows, experts]` up to each row of one conversation, which goes on from `carry` (empty at its
+/// beginning). Rows are added one after another: the same bits however a conversation is cut.
+#[must_use]
+pub fn running_sums(z: &[f32], experts: usize, carry: &[f32]) -> Vec<f32> {
+    let mut sums = z.to_vec();
+    let mut before = if carry.is_empty() { vec![0f32; experts] } else { carry.to_vec() };
+    for row in sums.chunks_exact_mut(experts) {
+        row.iter_mut().zip(&mut before).for_each(|(sum, before)| {
+            *sum += *before;
+            *before = *sum;
+        });
+    }
+    sums
+}
+
+/// The session's log-probabilities behind each row of a conversation, from its running sums behind `past` tokens.
+#[must_use]
+pub fn log_priors(sums: &[f32], experts: usize, past: usize) -> Vec<f32> {
+    let mut all = vec![0f32; sums.len()];
+    for (row, (sum, out)) in sums.chunks_exact(experts).zip(all.chunks_exact_mut(experts)).enumerate() {
+        log_prior(sum, past + row + 1, out);
+    }
+    all
+}
+
 /// The session's log-probabilities behind `tokens` tokens, from the sum of their `P·norm(h)`: those of its mean.
 pub fn log_prior(sum: &[f32], tokens: usize, out: &mut [f32]) {
     debug_assert!(tokens > 0 && sum.len() == out.len() && sum.len() <= MAX_EXPERTS, "a mean of something");
@@ -220,6 +245,10 @@ mod tests {
         for (found, s) in found.iter().zip([1.0, 2.0, -3.0]) {
             assert!((found - (s - total)).abs() < 1e-6);
         }
+        let z = [0.5, -1.0, 2.0, 0.25, -3.0, 0.125];
+        let whole = running_sums(&z, 2, &[]);
+        assert_eq!(whole[4..], running_sums(&z[4..], 2, &whole[2..4]), "cut or whole");
+        assert_eq!(log_priors(&whole, 2, 0)[4..], log_priors(&whole[4..], 2, 2));
         let mut logits = [1.0, 0.0, 0.0];
         add_prior(&mut logits, 2.0, &found);
         assert!((logits[0] - 1.0 - 2.0 * found[0]).abs() < 1e-6);

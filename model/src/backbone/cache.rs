@@ -1,7 +1,8 @@
-//! Keys and values of one answer under way. They are clinical content: the memory is overwritten before it is given back.
+//! Keys and values of one answer under way, and what its session prior has summed up. They are clinical content: the memory is overwritten before it is given back.
 
 use crate::config::BackboneConfig;
 use candle_core::{DType, Device, Result, Tensor, bail};
+use zeroize::Zeroize;
 
 /// Tokens by which it grows at least.
 const GROWTH: usize = 256;
@@ -9,6 +10,8 @@ const GROWTH: usize = 256;
 /// Keys and values of the tokens seen so far, every layer.
 pub struct KvCache {
     layers: Vec<LayerCache>,
+    /// Sums behind the session prior up to each token, `[len, experts]`; empty without one.
+    session: Vec<f32>,
     len: usize,
     capacity: usize,
     context: usize,
@@ -27,7 +30,15 @@ impl KvCache {
     #[must_use]
     pub fn new(config: &BackboneConfig, device: &Device) -> Self {
         let device = device.clone();
-        Self { layers: Vec::new(), len: 0, capacity: 0, context: config.context, device, wiped_bytes: 0 }
+        Self {
+            layers: Vec::new(),
+            session: Vec::new(),
+            len: 0,
+            capacity: 0,
+            context: config.context,
+            device,
+            wiped_bytes: 0,
+        }
     }
 
     /// Tokens in it.
@@ -46,6 +57,7 @@ impl KvCache {
     /// buffers it outgrew among them.
     pub fn wipe(&mut self) -> u64 {
         self.len = 0;
+        self.wiped_bytes += forget(&mut self.session, 0);
         for layer in &self.layers {
             self.wiped_bytes += layer.zero();
         }
@@ -65,6 +77,8 @@ impl KvCache {
         for layer in &self.layers {
             bytes += layer.zero_rows(len, gone)?;
         }
+        let kept = self.session.len() / self.len * len;
+        bytes += forget(&mut self.session, kept);
         self.len = len;
         Ok(bytes)
     }
@@ -81,7 +95,27 @@ impl KvCache {
         for (mine, theirs) in self.layers.iter().zip(&other.layers) {
             mine.copy(theirs, len)?;
         }
+        let session = &other.session[..other.session.len() / other.len.max(1) * len];
+        self.keep_session(session, len)?;
         self.len = len;
+        Ok(())
+    }
+
+    /// The sum behind the session prior up to the last token; empty without one.
+    pub(super) fn session_carry(&self) -> &[f32] {
+        let experts = self.session.len() / self.len.max(1);
+        &self.session[self.session.len() - experts..]
+    }
+
+    /// Takes the sums up to each of `count` more tokens.
+    pub(super) fn keep_session(&mut self, sums: &[f32], count: usize) -> Result<()> {
+        let experts = sums.len() / count.max(1);
+        if self.session.len() != self.len * experts {
+            bail!("a conversation cannot go on with a session prior that it did not begin with")
+        }
+        // Room for the whole context at once: growing would leave copies behind.
+        self.session.reserve_exact(self.context * experts - self.session.len());
+        self.session.extend_from_slice(sums);
         Ok(())
     }
 
@@ -117,6 +151,14 @@ impl KvCache {
     pub(super) const fn advance(&mut self, count: usize) {
         self.len += count;
     }
+}
+
+/// Overwrites what lies behind the first `len` sums and forgets it; the bytes overwritten.
+fn forget(sums: &mut Vec<f32>, len: usize) -> u64 {
+    sums[len..].zeroize();
+    let bytes = (sums.len() - len) * size_of::<f32>();
+    sums.truncate(len);
+    bytes as u64
 }
 
 impl Drop for KvCache {

@@ -3,9 +3,11 @@
 
 mod cache;
 mod layer;
+mod session;
 
 pub use cache::KvCache;
-pub(crate) use layer::{Pass, Routed};
+pub(crate) use layer::{Guide, Pass, Routed, Routing};
+pub(crate) use session::Session;
 
 use crate::adapter::{ExpertLoad, Linear, Mixture};
 use crate::config::BackboneConfig;
@@ -125,9 +127,15 @@ impl Backbone {
         cache.reserve(ids.len(), self.config())?;
         let pass = Pass::continued(cache.len(), ids.len());
         let shared = Shared { config: self.config(), rope: &self.inner.rope, pass: &pass };
+        let mut session = None;
         for (index, layer) in self.inner.layers.iter().enumerate() {
+            if let Some(found) = self.session((index, &x), &pass, mixture, cache.session_carry())? {
+                cache.keep_session(&found.sums, ids.len())?;
+                session = Some(found);
+            }
+            let guide = Guide { log_prior: session.as_ref().map(|s| &s.log_prior), ..Guide::default() };
             let adapter = mixture.map(|m| m.layer(index));
-            let (next, routed) = layer.forward(&x, &shared, adapter, None, Some(cache.layer(index)))?;
+            let (next, routed) = layer.forward(&x, &shared, adapter, guide, Some(cache.layer(index)))?;
             if let (Some(load), Some(routed)) = (load.as_deref_mut(), routed) {
                 load.count(&routed.choice, &routed.gates)?;
             }
@@ -148,8 +156,11 @@ impl Backbone {
     pub fn logits_all(&self, ids: &[u32], mixture: Option<&Mixture>) -> Result<Tensor> {
         let mut x = self.embed(ids)?;
         let pass = Pass::packed(&[ids.len()]);
+        let mut session = None;
         for index in 0..self.config().layers {
-            x = self.layer_forward(index, &x, &pass, mixture, None)?.0;
+            session = self.session((index, &x), &pass, mixture, &[])?.or(session);
+            let guide = Guide { log_prior: session.as_ref().map(|s| &s.log_prior), ..Guide::default() };
+            x = self.layer_forward(index, &x, &pass, mixture, guide)?.0;
         }
         frozen_linear(&self.normed(&x)?, &self.inner.head)
     }
@@ -162,6 +173,19 @@ impl Backbone {
         self.inner.embedding.index_select(&Tensor::new(ids, self.inner.embedding.device())?, 0)
     }
 
+    /// What the conversations of a pass are about, where the stream `x` before layer `index` is where the mixture reads it.
+    /// `carry` is the sum behind the last token before the pass, for a conversation that goes on.
+    pub(crate) fn session(
+        &self,
+        at: (usize, &Tensor),
+        pass: &Pass,
+        mixture: Option<&Mixture>,
+        carry: &[f32],
+    ) -> Result<Option<Session>> {
+        let Some(mixture) = mixture else { return Ok(None) };
+        Session::read(at, pass, mixture, self.config().rms_eps, carry)
+    }
+
     /// The stream after layer `index`, and what its router decided.
     pub(crate) fn layer_forward(
         &self,
@@ -169,10 +193,10 @@ impl Backbone {
         x: &Tensor,
         pass: &Pass,
         mixture: Option<&Mixture>,
-        forced: Option<&[u64]>,
+        guide: Guide<'_>,
     ) -> Result<(Tensor, Option<Routed>)> {
         let shared = Shared { config: self.config(), rope: &self.inner.rope, pass };
-        self.inner.layers[index].forward(x, &shared, mixture.map(|m| m.layer(index)), forced, None)
+        self.inner.layers[index].forward(x, &shared, mixture.map(|m| m.layer(index)), guide, None)
     }
 
     /// The stream as the head reads it.
@@ -204,7 +228,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::config::tests::tiny;
     use crate::ops::check::{device, random};
-    use empathd_proto::engine::MixtureSpec;
+    use empathd_proto::engine::{CrisisFloor, MixtureSpec};
+    use empathd_proto::record::Domain;
 
     /// Random weights of a shape.
     pub(crate) fn random_backbone(config: BackboneConfig, seed: u64) -> Backbone {
@@ -230,6 +255,20 @@ pub(crate) mod tests {
         fresh.map(|i, t| random(t.dims(), seed * 1000 + 500 + i as u64).affine(0.2, 0.0)).unwrap()
     }
 
+    /// The same with a session prior that speaks up and a crisis expert that is heard at once.
+    pub(crate) fn hearing_mixture(config: &BackboneConfig, seed: u64) -> Mixture {
+        let spec = MixtureSpec {
+            experts: vec![None, Some(Domain::Crisis), None],
+            session_prior: true,
+            crisis_floor: Some(CrisisFloor { above: 0.34, floor: 0.4 }),
+            ..random_mixture(config, seed).spec().clone()
+        };
+        let fresh = Mixture::init(config, &spec, seed).unwrap();
+        fresh
+            .map(|i, t| random(t.dims(), seed * 1000 + 500 + i as u64).affine(0.2, 0.3 * f64::from(t.rank() == 1)))
+            .unwrap()
+    }
+
     fn close(a: &[f32], b: &[f32]) -> bool {
         a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4)
     }
@@ -237,9 +276,9 @@ pub(crate) mod tests {
     #[test]
     fn the_cached_way_gives_what_the_whole_gives() {
         let base = random_backbone(tiny(), 1);
-        let mixture = random_mixture(&tiny(), 2);
+        let (mixture, hearing) = (random_mixture(&tiny(), 2), hearing_mixture(&tiny(), 2));
         let ids = [3u32, 17, 9, 28, 0, 5, 11];
-        for mixture in [None, Some(&mixture)] {
+        for mixture in [None, Some(&mixture), Some(&hearing)] {
             let whole = base.logits_all(&ids, mixture).unwrap().to_vec2::<f32>().unwrap();
             let mut cache = KvCache::new(base.config(), device());
             let mut load = ExpertLoad::default();
@@ -251,6 +290,24 @@ pub(crate) mod tests {
             cache.wipe();
             assert!(close(&base.forward(&ids[..1], &mut cache, mixture, None).unwrap(), &whole[0]), "nothing is left");
         }
+    }
+
+    #[test]
+    fn what_is_forgotten_is_no_longer_heard() {
+        let (base, mixture) = (random_backbone(tiny(), 1), hearing_mixture(&tiny(), 2));
+        let whole = base.logits_all(&[3, 17, 9, 28], Some(&mixture)).unwrap().to_vec2::<f32>().unwrap();
+        let mut cache = KvCache::new(base.config(), device());
+        base.forward(&[3, 17, 9, 5, 6, 7], &mut cache, Some(&mixture), None).unwrap();
+        let row = 2 * base.config().kv_width() * base.config().layers * size_of::<f32>();
+        assert_eq!(cache.truncate(3).unwrap(), (3 * (row + 3 * size_of::<f32>())) as u64);
+        let mut copy = KvCache::new(base.config(), device());
+        copy.copy_prefix(&cache, 3, base.config()).unwrap();
+        for mut cache in [cache, copy] {
+            assert!(close(&base.forward(&[28], &mut cache, Some(&mixture), None).unwrap(), &whole[3]));
+        }
+        let mut silent = KvCache::new(base.config(), device());
+        base.forward(&[3, 17], &mut silent, None, None).unwrap();
+        assert!(base.forward(&[9], &mut silent, Some(&mixture), None).is_err(), "it was not heard from the beginning");
     }
 
     #[test]

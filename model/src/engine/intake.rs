@@ -1,13 +1,16 @@
 //! What the daemon's messages mean: small prompts are done at once, things that arrive in parts are gathered, and
-//! complete works go to the executor, the trainer or the embedder. A message out of order ends its own work and no other. Refuses to
+//! complete works go to the executor, the trainer, the embedder or the thread of public files. A message out of order ends its own work and no other. Refuses to
 //! know streams and threads.
 
 use super::base::{Asked, Base};
 use super::blob::Assembly;
 use super::embedder;
 use super::executor::Order;
+use super::export::Export;
+use super::files;
+use super::import::{Arriving, Import};
 use super::state::State;
-use super::trainer::{Job, Task};
+use super::trainer::{From, Job, Task};
 use super::works::{Kind, Works};
 use crate::adapter::Mixture;
 use crate::infer::Model;
@@ -40,7 +43,8 @@ const MAX_ENDED: usize = 256;
 /// A work whose parts are arriving.
 enum Gathering {
     Adapter { id: AdapterId, blob: Assembly },
-    Job { task: Task, model: Arc<Model>, examples: Examples, checkpoint: Option<Assembly> },
+    Job { task: Task, model: Arc<Model>, examples: Examples, begins: Option<Assembly> },
+    Import(Arriving),
 }
 
 #[derive(Default)]
@@ -56,6 +60,7 @@ pub(super) struct Queues {
     pub(super) orders: SyncSender<Order>,
     pub(super) jobs: SyncSender<Job>,
     pub(super) embeddings: SyncSender<embedder::Job>,
+    pub(super) files: SyncSender<files::Job>,
 }
 
 /// The receiving end of one connection.
@@ -107,9 +112,13 @@ impl<'a> Intake<'a> {
             ToEngineBody::Cancel => self.cancel(tag),
             ToEngineBody::Train(spec) => self.train(tag, spec),
             ToEngineBody::Evaluate { adapter, seq_len } => self.evaluate(tag, adapter, seq_len),
-            ToEngineBody::Export { .. } | ToEngineBody::Import { .. } => {
-                self.begin(tag, Kind::Prompt)?;
-                Err(EngineFailure::Refused("this engine makes no files of public formats".to_owned()))
+            ToEngineBody::Export { adapter, base_name } => self.export(tag, adapter, base_name),
+            ToEngineBody::Import { onto, domain, attention_to_shared } => {
+                let flag = self.begin_files(tag)?;
+                let model = Arc::clone(&self.base()?.model);
+                let onto = self.adapter(onto)?.map(|generation| generation.serving);
+                let asked = Arriving { model, onto, domain, attention_to_shared, files: Vec::new() };
+                self.gather(tag, flag, Gathering::Import(asked))
             }
             ToEngineBody::Status => {
                 self.begin(tag, Kind::Prompt)?;
@@ -192,6 +201,26 @@ impl<'a> Intake<'a> {
         self.queues.embeddings.send(job).map_err(|_| EngineFailure::Internal("the embedder is gone".to_owned()))
     }
 
+    fn begin_files(&self, tag: u64) -> Result<Cancel, EngineFailure> {
+        let is_busy = self.works.count(Kind::Files) >= files::MAX_JOBS;
+        let flag = self.begin(tag, Kind::Files)?;
+        if is_busy { Err(busy()) } else { Ok(flag) }
+    }
+
+    fn files(&self, job: files::Job) -> Outcome {
+        self.queues
+            .files
+            .send(job)
+            .map_err(|_| EngineFailure::Internal("the thread of public files is gone".to_owned()))
+    }
+
+    fn export(&self, tag: u64, adapter: AdapterId, base_name: String) -> Outcome {
+        let cancel = self.begin_files(tag)?;
+        let model = Arc::clone(&self.base()?.model);
+        let generation = self.state.adapter(adapter).ok_or(EngineFailure::UnknownAdapter(adapter))?;
+        self.files(files::Job::Export(Export { tag, cancel, model, adapter: generation.serving, base_name }))
+    }
+
     fn put_adapter(&mut self, tag: u64, id: AdapterId, head: BlobHead) -> Outcome {
         let flag = self.begin(tag, Kind::Adapter)?;
         self.base()?;
@@ -230,7 +259,7 @@ impl<'a> Intake<'a> {
         if is_busy {
             return Err(busy());
         }
-        self.gather_job(tag, flag, Task::Train { spec: Box::new(spec), resume: None })
+        self.gather_job(tag, flag, Task::Train { spec: Box::new(spec), from: From::Nothing })
     }
 
     fn evaluate(&mut self, tag: u64, adapter: Option<AdapterId>, seq_len: u32) -> Outcome {
@@ -246,7 +275,7 @@ impl<'a> Intake<'a> {
 
     fn gather_job(&mut self, tag: u64, flag: Cancel, task: Task) -> Outcome {
         let model = Arc::clone(&self.base()?.model);
-        self.gather(tag, flag, Gathering::Job { task, model, examples: Examples::default(), checkpoint: None })
+        self.gather(tag, flag, Gathering::Job { task, model, examples: Examples::default(), begins: None })
     }
 
     /// A part of a work that was begun before. Parts of a work that has already failed were on their way.
@@ -259,19 +288,26 @@ impl<'a> Intake<'a> {
                 let whole = blob.push(&chunk).map_err(|error| EngineFailure::BadAdapter(error.to_string()))?;
                 if whole { self.keep_adapter(tag) } else { Ok(()) }
             }
+            (Gathering::Import(asked), ToEngineBody::ImportFile { file, blob }) => asked.announce(file, blob),
+            (Gathering::Import(asked), ToEngineBody::Chunk(chunk)) => asked.push(&chunk),
+            (Gathering::Import(asked), ToEngineBody::Go) if asked.is_whole() => {
+                let Some((cancel, Gathering::Import(asked))) = self.gathering.remove(&tag) else { return Ok(()) };
+                self.files(files::Job::Import(Import { tag, cancel, asked }))
+            }
             (Gathering::Job { examples, .. }, ToEngineBody::Examples(more)) => examples.add(more),
-            (Gathering::Job { task: Task::Train { .. }, checkpoint, .. }, ToEngineBody::Resume { blob })
-                if checkpoint.is_none() =>
-            {
-                *checkpoint = Some(Assembly::new(blob).map_err(|error| protocol(&error.to_string()))?);
+            (
+                Gathering::Job { task: Task::Train { from, .. }, begins, .. },
+                part @ (ToEngineBody::Resume { blob } | ToEngineBody::Begin { blob }),
+            ) if begins.is_none() => {
+                *begins = Some(Assembly::new(blob).map_err(|error| protocol(&error.to_string()))?);
+                let resumes = matches!(part, ToEngineBody::Resume { .. });
+                *from = if resumes { From::Checkpoint(Vec::new()) } else { From::Adapter(Vec::new()) };
                 Ok(())
             }
-            (Gathering::Job { checkpoint: Some(blob), .. }, ToEngineBody::Chunk(chunk)) => {
+            (Gathering::Job { begins: Some(blob), .. }, ToEngineBody::Chunk(chunk)) => {
                 blob.push(&chunk).map(drop).map_err(|error| protocol(&error.to_string()))
             }
-            (Gathering::Job { checkpoint, .. }, ToEngineBody::Go)
-                if checkpoint.as_ref().is_none_or(Assembly::is_complete) =>
-            {
+            (Gathering::Job { begins, .. }, ToEngineBody::Go) if begins.as_ref().is_none_or(Assembly::is_complete) => {
                 self.go(tag)
             }
             _ => Err(protocol("this part does not belong to this work, or not yet")),
@@ -292,12 +328,13 @@ impl<'a> Intake<'a> {
     }
 
     fn go(&mut self, tag: u64) -> Outcome {
-        let Some((cancel, Gathering::Job { mut task, model, examples, checkpoint })) = self.gathering.remove(&tag)
-        else {
+        let Some((cancel, Gathering::Job { mut task, model, examples, begins })) = self.gathering.remove(&tag) else {
             return Ok(());
         };
-        if let Task::Train { resume, .. } = &mut task {
-            *resume = checkpoint.map(Assembly::into_bytes);
+        if let (Task::Train { from: From::Checkpoint(bytes) | From::Adapter(bytes), .. }, Some(blob)) =
+            (&mut task, begins)
+        {
+            *bytes = blob.into_bytes();
         }
         self.queues
             .jobs

@@ -1,11 +1,14 @@
 //! The process that serves the daemon over a Unix socket: one connection at a time, one thread that reads, one that
-//! makes answers, one that trains, one that computes embeddings, one that writes. It holds no key, opens no network and writes no file; when the
+//! makes answers, one that trains, one that computes embeddings, one for public files, one that writes. It holds no key, opens no network and writes no file; when the
 //! connection ends, everything under way ends and is overwritten. Refuses to know clients and records.
 
 mod base;
 mod blob;
 mod embedder;
 mod executor;
+mod export;
+mod files;
+mod import;
 mod intake;
 mod state;
 mod trainer;
@@ -85,10 +88,13 @@ fn converse(stream: &UnixStream, state: &State) -> io::Result<()> {
     let (orders, incoming_orders) = sync_channel(MAX_ORDERS);
     let (jobs, incoming_jobs) = sync_channel(intake::MAX_JOBS);
     let (embeddings, incoming_embeddings) = sync_channel(embedder::MAX_JOBS);
-    let queues = Queues { orders, jobs, embeddings };
+    let (files, incoming_files) = sync_channel(files::MAX_JOBS);
+    let queues = Queues { orders, jobs, embeddings, files };
     thread::scope(|scope| {
         scope.spawn(move || write_all(stream, &outgoing));
         let (executor_works, trainer_works, embedder_works) = (works.clone(), works.clone(), works.clone());
+        let files_works = works.clone();
+        scope.spawn(move || files::run(&incoming_files, &files_works));
         scope.spawn(move || executor::run(&incoming_orders, &executor_works, state));
         scope.spawn(move || embedder::run(&incoming_embeddings, &embedder_works, state));
         let trainer = move || trainer::run(&incoming_jobs, &trainer_works, state);

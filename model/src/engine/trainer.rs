@@ -4,12 +4,11 @@
 use super::state::State;
 use super::works::Works;
 use crate::adapter::Mixture;
-use crate::backbone::Backbone;
 use crate::infer::Model;
 use crate::infer::compute::ServingAdapter;
 use crate::schedule::Cancel;
-use crate::train::{self, Observer, TrainError, Trained};
-use empathd_proto::engine::{EngineFailure, Example, FromEngineBody, TrainSpec};
+use crate::train::{self, Gradients, Host, Memory, Observer, Start, TrainError, Trained};
+use empathd_proto::engine::{CurvePoint, EngineFailure, Example, FromEngineBody, TrainSpec};
 use empathd_proto::report::TrainProgress;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -28,10 +27,22 @@ pub(super) struct Job {
 
 /// What is to be done with the examples.
 pub(super) enum Task {
-    /// Train, perhaps from a checkpoint.
-    Train { spec: Box<TrainSpec>, resume: Option<Vec<u8>> },
+    /// Train, from what was sent.
+    Train { spec: Box<TrainSpec>, from: From },
     /// Measure.
     Evaluate { adapter: Option<Arc<ServingAdapter>>, seq_len: usize },
+}
+
+/// What a job that trains was sent to start from.
+#[derive(Default)]
+pub(super) enum From {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// A state that was handed out before.
+    Checkpoint(Vec<u8>),
+    /// An adapter.
+    Adapter(Vec<u8>),
 }
 
 /// Thrown through the computation when nobody is left to take its result. It is caught in this file.
@@ -55,7 +66,7 @@ pub(super) fn run(jobs: &Receiver<Job>, works: &Works, state: &State) {
 impl Job {
     fn run(self, works: &Works, state: &State) {
         let outcome = match &self.task {
-            Task::Train { spec, resume } => self.train(spec, resume.as_deref(), works, state),
+            Task::Train { spec, from } => self.train(spec, from, works, state),
             Task::Evaluate { adapter, seq_len } => {
                 let mixture = adapter.as_ref().map(|adapter| &adapter.mixture);
                 self.evaluate(mixture, *seq_len, works, state)
@@ -66,13 +77,19 @@ impl Job {
         }
     }
 
-    fn train(&self, spec: &TrainSpec, resume: Option<&[u8]>, works: &Works, state: &State) -> Result<(), TrainError> {
+    fn train(&self, spec: &TrainSpec, from: &From, works: &Works, state: &State) -> Result<(), TrainError> {
         let begun = Instant::now();
         let mut reporter = Reporter { job: self, works, state };
         let (format, facts) = (self.model.format.as_ref(), &self.model.facts);
-        let backbone = &self.backbone()?;
-        let now = || begun.elapsed();
-        let trained = train::train(backbone, facts.sha256, format, spec, &self.examples, resume, &now, &mut reporter)?;
+        let mut gradients = self.gradients()?;
+        let start = match from {
+            From::Nothing => Start::Fresh,
+            From::Checkpoint(bytes) => Start::Checkpoint(bytes),
+            From::Adapter(bytes) => Start::Adapter(bytes),
+        };
+        let host = Host { now: &|| begun.elapsed(), memory: &memory };
+        let (sha256, examples) = (facts.sha256, &self.examples);
+        let trained = train::train(&mut gradients, sha256, format, spec, examples, start, &host, &mut reporter)?;
         let Trained { bytes, report, .. } = trained;
         // Whoever is gone will resume from the last checkpoint.
         let _ = works
@@ -88,24 +105,33 @@ impl Job {
         works: &Works,
         state: &State,
     ) -> Result<(), TrainError> {
-        let (backbone, format) = (&self.backbone()?, self.model.format.as_ref());
+        let (mut gradients, format) = (self.gradients()?, self.model.format.as_ref());
         let mut between_layers = || {
             if self.cancel.is_set() {
                 resume_unwind(Box::new(Abandoned));
             }
             state.yield_to_answers();
         };
-        let found = train::score(backbone, format, mixture, &self.examples, seq_len, &mut between_layers)?;
+        let found = train::score(&mut gradients, format, mixture, &self.examples, seq_len, &mut between_layers)?;
         let _ = works.say(self.tag, FromEngineBody::Evaluated(found));
         Ok(())
     }
 }
 
 impl Job {
-    /// The weights as training reads them, shared with whoever else trains.
-    fn backbone(&self) -> Result<Backbone, TrainError> {
-        self.model.backbone().map_err(|error| TrainError::Tensor(candle_core::Error::wrap(error)))
+    /// What finds gradients over the base model.
+    fn gradients(&self) -> Result<Gradients, TrainError> {
+        let backbone = self.model.backbone().map_err(|error| TrainError::Tensor(candle_core::Error::wrap(error)))?;
+        Ok(Gradients::reference(backbone))
     }
+}
+
+/// Memory as Linux tells it; without a word from it, nothing is known.
+fn memory() -> Memory {
+    let told = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = told.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.map_or(Memory::unknown(), |kib| Memory { available: kib * 1024 })
 }
 
 /// Tells the daemon how training goes.
@@ -125,6 +151,14 @@ impl Observer for Reporter<'_> {
         let _ = self.works.say_blob(self.job.tag, &bytes, |blob| FromEngineBody::Checkpoint { step, blob });
     }
 
+    fn curve(&mut self, point: &CurvePoint) {
+        let _ = self.works.say(self.job.tag, FromEngineBody::Curve(Box::new(point.clone())));
+    }
+
+    fn wants_pause(&mut self) -> bool {
+        self.job.cancel.is_set()
+    }
+
     fn between_layers(&mut self) {
         if self.works.is_closed() {
             resume_unwind(Box::new(Abandoned));
@@ -136,9 +170,10 @@ impl Observer for Reporter<'_> {
 fn failure(error: &TrainError) -> EngineFailure {
     match error {
         TrainError::BadJob(cause) => EngineFailure::BadJob(cause.clone()),
-        TrainError::BadCheckpoint(_) | TrainError::Encode(_) | TrainError::Adapter(_) => {
+        TrainError::BadCheckpoint(_) | TrainError::Encode(_) | TrainError::Adapter(_) | TrainError::Diverged(_) => {
             EngineFailure::BadJob(error.to_string())
         }
+        TrainError::Paused => EngineFailure::Cancelled,
         TrainError::Tensor(_) => EngineFailure::Internal(error.to_string()),
     }
 }

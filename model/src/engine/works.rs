@@ -26,6 +26,8 @@ pub(super) enum Kind {
     Evaluation,
     /// Embeddings, or their model.
     Embedding,
+    /// Public files that leave or arrive.
+    Files,
 }
 
 /// The other side is gone.

@@ -28,6 +28,8 @@ pub const MAX_WIDTH: usize = 1 << 22;
 const SHOWN_CHARS: usize = 48;
 /// What divides the rotary rates, in files converted from Llama 3.
 const ROPE_FREQS: &str = "rope_freqs.weight";
+/// Rows unpacked at a time where a tensor is given row by row.
+const ROWS_UNPACKED: usize = 64;
 /// Bytes read at once for the digest.
 const DIGEST_BYTES: usize = 1 << 20;
 
@@ -279,6 +281,29 @@ impl GgufFile {
             None => Ok(tensor),
             Some(heads) => Ok(names::halves_from_pairs(&tensor, heads)?),
         }
+    }
+
+    /// Every row of the tensor of this Hugging Face name in turn, as f32: a vector is one row. No more than a few rows are
+    /// unpacked at a time.
+    ///
+    /// # Errors
+    /// As [`GgufFile::tensor`].
+    pub fn rows(&self, hf_name: &str, shape: &[usize], take: &mut dyn FnMut(usize, &[f32])) -> Result<(), GgufError> {
+        let (mut bytes, dtype) = (Vec::new(), self.place(hf_name, shape)?.0.dtype);
+        let (format, order) = self.raw(hf_name, shape, &mut bytes)?;
+        let (rows, width) = if let [rows, width] = *shape { (rows, width) } else { (1, shape.iter().product()) };
+        let row_bytes = width / format.block_weights() * format.block_bytes();
+        for start in (0..rows).step_by(ROWS_UNPACKED) {
+            let some = start..rows.min(start + ROWS_UNPACKED);
+            let of_row = |row: usize| bytes.get(order.source(row) * row_bytes..(order.source(row) + 1) * row_bytes);
+            let packed: Option<Vec<&[u8]>> = some.clone().map(of_row).collect();
+            let packed = packed.ok_or(GgufError::Truncated)?.concat();
+            let storage = QStorage::from_data(Cow::Owned(packed), &Device::Cpu, dtype)?;
+            let unpacked = QTensor::new(storage, (some.len(), width))?.dequantize(&Device::Cpu)?;
+            let numbers: Vec<f32> = unpacked.flatten_all()?.to_vec1()?;
+            some.zip(numbers.chunks_exact(width)).for_each(|(row, numbers)| take(row, numbers));
+        }
+        Ok(())
     }
 
     /// How the tensor of this Hugging Face name is packed.

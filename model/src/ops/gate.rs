@@ -1,50 +1,45 @@
-//! Which experts a token takes and how much of each. Softmax over all experts, the best kept, renormalised: that is the
-//! softmax over the kept ones, and so is its gradient.
+//! How much of each expert a token takes, as numbers with a gradient, and the low-rank rows multiplied by it. Who is taken
+//! was decided before; refuses to know by which rule.
 
 use super::host::{host, output, packed, slice, tensor};
 use super::tensors::far;
 use crate::device;
-use crate::kernels::softmax;
+use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use std::sync::Arc;
 
-/// For each token one bit per expert.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What was decided for the tokens of a pass.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
-    /// Bit `e` is set when the token takes expert `e`.
+    /// For each token, bit `e` is set when it takes expert `e`.
     pub taken: Arc<[u64]>,
+    /// For each token, bit `e` is set when the gate of `e` is a constant that does not follow the logits.
+    pub held: Arc<[u64]>,
+    /// `[tokens · experts]`: the softmax over the taken ones that are not held, times what these leave; zero elsewhere.
+    pub gates: Arc<[f32]>,
 }
 
-/// The `top_k` experts with the highest logits of each row; the earlier of equals. Rows with a `forced` choice of
-/// at least one expert take that one instead.
+/// Decides for each row of `logits`: `decide` is given the row's number and logits, writes the gates and returns the bits of
+/// the taken experts and of those whose gate is held.
 ///
 /// # Errors
 /// More than 64 experts, or shapes, type or device do not fit.
-pub fn choose(logits: &Tensor, top_k: usize, forced: Option<&[u64]>) -> Result<Choice> {
+pub fn choose(logits: &Tensor, mut decide: impl FnMut(usize, &[f32], &mut [f32]) -> (u64, u64)) -> Result<Choice> {
     let (n, experts) = logits.dims2()?;
-    if experts == 0 || experts > 64 || top_k == 0 || top_k > experts || forced.is_some_and(|f| f.len() != n) {
-        bail!("cannot choose {top_k} of {experts} experts for {n} tokens")
+    if experts == 0 || experts > 64 {
+        bail!("a token cannot choose among {experts} experts")
     }
-    let logits = host(logits)?;
-    let taken = logits.chunks_exact(experts).enumerate().map(|(i, row)| match forced.map(|f| f[i]) {
-        Some(bits) if bits != 0 => bits,
-        _ => best(row, top_k),
-    });
-    Ok(Choice { taken: taken.collect() })
-}
-
-/// Bits of the `top_k` highest.
-fn best(row: &[f32], top_k: usize) -> u64 {
-    let mut order: Vec<usize> = (0..row.len()).collect();
-    order.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
-    order.iter().take(top_k).fold(0, |bits, e| bits | 1 << e)
+    let (logits, mut gates) = (host(logits)?, vec![0f32; n * experts]);
+    let rows = logits.chunks_exact(experts).zip(gates.chunks_exact_mut(experts)).enumerate();
+    let (taken, held): (Vec<u64>, Vec<u64>) = rows.map(|(row, (logits, gates))| decide(row, logits, gates)).unzip();
+    Ok(Choice { taken: taken.into(), held: held.into(), gates: gates.into() })
 }
 
 struct Gate {
     choice: Choice,
 }
 
-/// Gates `[n, experts]` that sum to one over the chosen experts of each row and are zero elsewhere.
+/// The decided gates `[n, experts]` as a function of the logits.
 ///
 /// # Errors
 /// Shapes, type or device do not fit.
@@ -52,17 +47,12 @@ pub fn gate(logits: &Tensor, choice: &Choice) -> Result<Tensor> {
     logits.apply_op1(Gate { choice: choice.clone() })
 }
 
-/// The columns of a choice.
-fn columns(bits: u64, experts: usize) -> impl Iterator<Item = usize> {
-    (0..experts).filter(move |e| bits >> e & 1 == 1)
-}
-
 impl Gate {
     /// Tokens and experts of logits that fit the choice.
     fn sides(&self, logits: &Layout) -> Result<(usize, usize)> {
         let (n, experts) = packed(logits)?;
-        if self.choice.taken.len() != n || experts > 64 {
-            bail!("{} choices meet {n} tokens and {experts} experts", self.choice.taken.len())
+        if self.choice.gates.len() != n * experts || self.choice.held.len() != n {
+            bail!("{} choices meet {n} tokens and {experts} experts", self.choice.held.len())
         }
         Ok((n, experts))
     }
@@ -73,31 +63,31 @@ impl CustomOp1 for Gate {
         "gate"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n, experts) = self.sides(layout)?;
-        let mut gates = vec![0f32; n * experts];
-        let rows = gates.chunks_exact_mut(experts).zip(slice(storage, layout)?.chunks_exact(experts));
-        for ((gates, logits), bits) in rows.zip(self.choice.taken.iter()) {
-            let mut kept: Vec<f32> = columns(*bits, experts).map(|e| logits[e]).collect();
-            softmax(&mut kept);
-            columns(*bits, experts).zip(kept).for_each(|(e, g)| gates[e] = g);
-        }
-        output(gates, (n, experts))
+    fn cpu_fwd(&self, _storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        output(self.choice.gates.to_vec(), self.sides(layout)?)
     }
 
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let sides = self.sides(layout)?;
-        Ok((device::gate((storage, layout), &self.choice.taken)?, sides.into()))
+        if self.choice.held.iter().all(|bits| *bits == 0) {
+            return Ok((device::gate((storage, layout), &self.choice.taken)?, sides.into()));
+        }
+        Ok((storage.device().storage_from_slice(&self.choice.gates)?, sides.into()))
     }
 
-    /// `dz = g·(dg − Σ g·dg)`: zero where the gate is.
+    /// Over the gates that are not held, with `μ` their sum: `dz = g·(dg − Σ g·dg / μ)`; zero where a gate is zero or held.
     fn bwd(&self, _logits: &Tensor, gates: &Tensor, d_gates: &Tensor) -> Result<Option<Tensor>> {
         let (n, experts) = gates.dims2()?;
         let d_gates = d_gates.contiguous()?;
         let (g, mut dz) = (host(gates)?, host(&d_gates)?.to_vec());
-        for (g, dz) in g.chunks_exact(experts).zip(dz.chunks_exact_mut(experts)) {
-            let mean: f32 = g.iter().zip(dz.iter()).map(|(g, d)| g * d).sum();
-            dz.iter_mut().zip(g).for_each(|(d, g)| *d = g * (*d - mean));
+        let rows = g.chunks_exact(experts).zip(dz.chunks_exact_mut(experts));
+        for ((g, dz), held) in rows.zip(self.choice.held.iter()) {
+            let free = |e: usize| held >> e & 1 == 0;
+            let sum = |f: &dyn Fn(usize) -> f32| (0..experts).filter(|e| free(*e)).map(f).sum::<f32>();
+            let mean = sum(&|e| g[e] * dz[e]) / sum(&|e| g[e]);
+            for (e, (d, g)) in dz.iter_mut().zip(g).enumerate() {
+                *d = if free(e) { g * (*d - mean) } else { 0.0 };
+            }
         }
         tensor(dz, (n, experts), gates.device()).map(Some)
     }
@@ -188,30 +178,41 @@ impl CustomOp2 for Spread {
 mod tests {
     use super::super::check::{device, gradients_hold, random};
     use super::*;
+    use crate::kernels::softmax;
+
+    /// The decision of these taken and held bits; a held gate is 0.3.
+    fn decided(logits: &Tensor, rows: &[(u64, u64)]) -> Choice {
+        let decide = |row: usize, logits: &[f32], gates: &mut [f32]| {
+            let (taken, held) = rows[row];
+            let free: Vec<usize> = (0..logits.len()).filter(|e| (taken & !held) >> e & 1 == 1).collect();
+            let mut kept: Vec<f32> = free.iter().map(|e| logits[*e]).collect();
+            softmax(&mut kept);
+            let share = if held == 0 { 1.0 } else { 0.7 };
+            gates.iter_mut().enumerate().for_each(|(e, g)| *g = if held >> e & 1 == 1 { 0.3 } else { 0.0 });
+            free.iter().zip(kept).for_each(|(e, g)| gates[*e] = share * g);
+            (taken, held)
+        };
+        choose(logits, decide).unwrap()
+    }
 
     #[test]
     fn gradients_hold_through_gate_and_spread() {
-        let logits = random(&[6, 5], 1);
-        let choice = choose(&logits, 2, Some(&[0, 0, 0, 0, 0b10001, 0b00110])).unwrap();
-        gradients_hold(&[logits], |v| gate(&v[0], &choice));
+        let rows = [(0b00011, 0), (0b10001, 0), (0b01110, 0b00100), (0b11111, 0b10000)];
+        gradients_hold(&[random(&[4, 5], 1)], |v| gate(&v[0], &decided(&v[0], &rows)));
         gradients_hold(&[random(&[6, 13], 2), random(&[6, 5], 3)], |v| spread(&v[0], &v[1], 3, 0.7));
     }
 
     #[test]
-    fn the_best_are_kept_and_renormalised() {
-        let logits = Tensor::new(&[[0f32, 2.0, 1.0, 2.0], [5.0, 0.0, 0.0, 0.0]], device()).unwrap();
-        let choice = choose(&logits, 2, None).unwrap();
-        assert_eq!(choice.taken[..], [0b1010, 0b0011], "of equals the earlier");
-        let gates = gate(&logits, &choice).unwrap().to_vec2::<f32>().unwrap();
-        assert_eq!(gates[0], [0.0, 0.5, 0.0, 0.5]);
-        let all = logits.to_vec2::<f32>().unwrap()[1].iter().map(|x| x.exp()).collect::<Vec<_>>();
-        assert!((gates[1][0] - all[0] / (all[0] + all[1])).abs() < 1e-6);
+    fn a_held_gate_is_no_function_of_the_logits() {
+        let logits = Tensor::new(&[[0f32, 2.0, 1.0, 2.0]], device()).unwrap();
+        let gates = gate(&logits, &decided(&logits, &[(0b1011, 0b0001)])).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(gates[0], [0.3, 0.35, 0.0, 0.35]);
+        assert!(gate(&random(&[2, 4], 1), &decided(&logits, &[(1, 0)])).is_err());
     }
 
     #[test]
-    fn impossible_choices_are_refused() {
-        assert!(choose(&random(&[2, 3], 1), 4, None).is_err());
-        assert!(choose(&random(&[2, 65], 1), 1, None).is_err());
+    fn impossible_shapes_are_refused() {
+        assert!(choose(&random(&[2, 65], 1), |_, _, _| (1, 0)).is_err());
         assert!(spread(&random(&[2, 12], 1), &random(&[2, 5], 1), 3, 1.0).is_err());
     }
 }

@@ -7,12 +7,14 @@
 
 mod attention;
 mod cross_entropy;
+mod divergence;
 mod gate;
 pub(crate) mod host;
 mod linear;
 mod rms_norm;
 mod rope;
-mod router_loss;
+#[cfg(test)]
+mod slices;
 mod swiglu;
 mod tensors;
 
@@ -21,9 +23,9 @@ pub(crate) mod check;
 
 pub use attention::{Segment, attention};
 pub use cross_entropy::{Target, linear_cross_entropy, linear_nll};
+pub use divergence::linear_divergence;
 pub use gate::{Choice, choose, gate, spread};
 pub use linear::{adapted_linear, down, frozen_linear};
 pub use rms_norm::rms_norm;
 pub use rope::{RopeTable, rope};
-pub use router_loss::{RouterGoal, router_loss};
 pub use swiglu::swiglu;

@@ -33,7 +33,7 @@ pub(super) fn swiglu_gradient(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result
 }
 
 /// Softmax of rows `x[.., columns]`, and the logarithm of what they are divided by, `[.., 1]`.
-fn softmax(x: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(super) fn softmax(x: &Tensor) -> Result<(Tensor, Tensor)> {
     let top = x.max_keepdim(D::Minus1)?;
     let powers = x.broadcast_sub(&top)?.exp()?;
     let total = powers.sum_keepdim(D::Minus1)?;

@@ -46,22 +46,6 @@ impl Batch {
     }
 }
 
-/// Splits conversations in their order into runs of at most `limit` tokens; a longer one is a run of its own.
-pub(super) fn runs<T>(conversations: &[T], limit: usize, tokens: impl Fn(&T) -> usize) -> Vec<&[T]> {
-    let (mut runs, mut start, mut held) = (Vec::new(), 0, 0);
-    for (i, one) in conversations.iter().enumerate() {
-        if i > start && held + tokens(one) > limit {
-            runs.push(&conversations[start..i]);
-            (start, held) = (i, 0);
-        }
-        held += tokens(one);
-    }
-    if start < conversations.len() {
-        runs.push(&conversations[start..]);
-    }
-    runs
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,12 +59,5 @@ mod tests {
         assert_eq!(batch.targets[..], [Target { row: 1, id: 7 }, Target { row: 3, id: 9 }]);
         assert_eq!(batch.owners, [0, 1]);
         assert_eq!(batch.pass.positions[..], [0, 1, 2, 0, 1]);
-    }
-
-    #[test]
-    fn runs_keep_the_order_and_the_limit() {
-        let sizes = [3usize, 3, 9, 1, 1, 1];
-        assert_eq!(runs(&sizes, 6, |s| *s), [&[3, 3][..], &[9], &[1, 1, 1]]);
-        assert!(runs(&[], 6, |s: &usize| *s).is_empty());
     }
 }

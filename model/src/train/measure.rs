@@ -1,78 +1,91 @@
-//! The loss on examples that are not learnt from.
+//! The loss on examples that are not learnt from. Refuses to know what follows from it.
 
-use super::batch::{Batch, runs};
-use super::prepare::{Prepared, prepare};
+use super::batch::Batch;
+use super::gradient::Gradients;
+use super::pack::runs;
+use super::prepare::{Pieces, Prepared};
 use super::{Encode, TrainError};
 use crate::adapter::Mixture;
-use crate::backbone::Backbone;
-use crate::ops::linear_nll;
 use empathd_proto::engine::{Evaluation, Example, ExampleScore};
-use std::collections::BTreeMap;
 
-/// Tokens of one pass, as far as conversations are that short.
-pub(super) const PASS_TOKENS: usize = 1024;
+/// Tokens of one pass where nothing was frozen, as far as conversations are that short.
+const PASS_TOKENS: usize = 1024;
 
-/// Measures each of `examples`, cut to `seq_len` tokens, by the router's own choices.
+/// Measures each of `examples`, split to `seq_len` tokens, by the router's own choices.
 ///
 /// # Errors
-/// A conversation has no token form, or a tensor operation failed.
+/// A conversation has no token form, or an operation failed.
 pub fn score(
-    base: &Backbone,
+    gradients: &mut Gradients,
     encode: &dyn Encode,
     mixture: Option<&Mixture>,
     examples: &[Example],
     seq_len: usize,
     between_layers: &mut dyn FnMut(),
 ) -> Result<Vec<ExampleScore>, TrainError> {
-    let seq_len = seq_len.min(base.config().context);
-    let mixture = mixture.map(|mixture| mixture.to_device(base.device())).transpose()?;
-    let nothing = ExampleScore { nll: 0.0, targets: 0, longest_run: 0, session: Vec::new() };
-    let mut scores = vec![nothing; examples.len()];
-    for (example, score) in examples.iter().zip(&mut scores) {
-        let Some(one) = prepare(encode, std::iter::once(example), seq_len)?.pop() else { continue };
-        let batch = Batch::pack([&one.encoded]);
-        for loss in losses(base, mixture.as_ref(), &batch, between_layers)? {
-            score.nll += f64::from(loss);
-            score.targets += 1;
-        }
+    let seq_len = seq_len.min(gradients.config().context);
+    let pieces = Pieces::of(encode, examples, seq_len)?.all;
+    let longest = pieces.iter().map(Prepared::tokens).max().unwrap_or(0);
+    if let Some(mixture) = mixture {
+        gradients.hold(mixture, longest.max(PASS_TOKENS))?;
+    }
+    let of_pieces = pieces_scores(gradients, mixture.is_some(), &refs(&pieces), PASS_TOKENS, between_layers)?;
+    let mut scores = vec![nothing(); examples.len()];
+    for (piece, score) in pieces.iter().zip(of_pieces) {
+        let whole = &mut scores[piece.example];
+        whole.nll += score.nll;
+        whole.targets += score.targets;
+        whole.longest_run = whole.longest_run.max(score.longest_run);
+        whole.session = score.session;
     }
     Ok(scores)
 }
 
-/// Measures prepared examples.
-pub(super) fn measure(
-    base: &Backbone,
-    mixture: Option<&Mixture>,
-    examples: &[&Prepared],
-    between_layers: &mut dyn FnMut(),
-) -> Result<Evaluation, TrainError> {
-    let mut sums: BTreeMap<String, (f64, u64)> = BTreeMap::new();
-    for run in runs(examples, PASS_TOKENS, |one| one.tokens()) {
-        let batch = Batch::pack(run.iter().map(|one| &one.encoded));
-        for (loss, owner) in losses(base, mixture, &batch, between_layers)?.iter().zip(&batch.owners) {
-            let sum = sums.entry(run[*owner].domain.as_str().to_owned()).or_default();
-            *sum = (sum.0 + f64::from(*loss), sum.1 + 1);
-        }
-    }
-    let (loss, target_tokens) = sums.values().fold((0.0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
-    if target_tokens == 0 {
-        return Err(TrainError::BadJob("no example holds an answer to measure".into()));
-    }
-    let by_domain = sums.into_iter().map(|(domain, (loss, count))| (domain, loss / count as f64)).collect();
-    Ok(Evaluation { loss: loss / target_tokens as f64, by_domain, target_tokens })
+/// References to pieces.
+pub(super) fn refs(pieces: &[Prepared]) -> Vec<&Prepared> {
+    pieces.iter().collect()
 }
 
-/// Loss of each target of a pass.
-fn losses(
-    base: &Backbone,
-    mixture: Option<&Mixture>,
-    batch: &Batch,
+/// What pieces lose together, by domain.
+pub(super) fn evaluation(
+    gradients: &mut Gradients,
+    adapted: bool,
+    pieces: &[&Prepared],
+    pass_tokens: usize,
     between_layers: &mut dyn FnMut(),
-) -> Result<Vec<f32>, TrainError> {
-    let mut x = base.embed(&batch.ids)?;
-    for index in 0..base.config().layers {
-        x = base.layer_forward(index, &x, &batch.pass, mixture, None)?.0.detach();
-        between_layers();
+) -> Result<Evaluation, TrainError> {
+    let scores = pieces_scores(gradients, adapted, pieces, pass_tokens, between_layers)?;
+    Ok(Evaluation::of(pieces.iter().map(|one| one.domain).zip(&scores)))
+}
+
+const fn nothing() -> ExampleScore {
+    ExampleScore { nll: 0.0, targets: 0, longest_run: 0, session: Vec::new() }
+}
+
+/// Measures each piece, with the held mixture or of the base alone.
+fn pieces_scores(
+    gradients: &mut Gradients,
+    adapted: bool,
+    pieces: &[&Prepared],
+    pass_tokens: usize,
+    between_layers: &mut dyn FnMut(),
+) -> Result<Vec<ExampleScore>, TrainError> {
+    let sizes: Vec<usize> = pieces.iter().map(|one| one.tokens()).collect();
+    let mut all = Vec::with_capacity(pieces.len());
+    for run in runs(&sizes, pass_tokens) {
+        let batch = Batch::pack(pieces[run.clone()].iter().map(|one| &one.encoded));
+        let found = gradients.scores(&batch, adapted, between_layers)?;
+        let mut scores = vec![nothing(); run.len()];
+        let mut hits = vec![0u32; run.len()];
+        for ((nll, hit), owner) in found.nll.iter().zip(&found.hit).zip(&batch.owners) {
+            let (score, hits) = (&mut scores[*owner], &mut hits[*owner]);
+            score.nll += f64::from(*nll);
+            score.targets += 1;
+            *hits = if *hit { *hits + 1 } else { 0 };
+            score.longest_run = score.longest_run.max(*hits);
+        }
+        scores.iter_mut().zip(found.priors).for_each(|(score, prior)| score.session = prior);
+        all.extend(scores);
     }
-    Ok(linear_nll(&base.normed(&x)?, base.head(), &batch.targets)?)
+    Ok(all)
 }

@@ -1,39 +1,51 @@
 //! Training of a mixture: what goes in, what comes out, who is told on the way. Refuses to know where examples come from,
 //! what time it is and where checkpoints go.
 //!
-//! Reading order: [`run`](self) takes the steps; `prepare`, `order` and `batch` bring the tokens; `gradient` finds the
-//! gradients a layer at a time; `labels` guides the routers; `schedule` and `adamw` move the weights; `measure` and
-//! `state` say how good they are and keep them.
+//! Reading order: [`run`](self) takes the turns of the loop; `job` says what each is about; `prepare`, `order`, `pack` and
+//! `batch` bring the tokens; `gradient` finds the gradients; `labels` guides the routers; `schedule`, `parts` and `adamw`
+//! move the weights; `measure` and `judge` say how good they are; `search` and `watch` mind the machine and the clock;
+//! `state` keeps everything.
 //!
-//! The loss is the mean over the target tokens of an optimiser step, whatever the number of passes it takes. Routers are
-//! forced by domain labels in the first fifth of the steps, ever less until half of them, and free afterwards; beside the
-//! language loss they learn to prefer the experts of a conversation's domain and to forget none.
+//! The loss is the mean over the target tokens of an optimiser step, whatever the number of passes it takes. The shared
+//! part learns alone at first; then labels route, ever less; at last routers alone do.
+//!
+//! The weights are a function of the settings, the examples and the decisions that were made from clocks: the tokens of a
+//! pass and the number of steps. Decisions are in the state, which is handed out before anything is done by them.
 
 mod adamw;
 mod batch;
 mod gradient;
+mod job;
+mod judge;
 mod labels;
 mod measure;
 mod order;
+mod orthogonal;
+mod pack;
+mod parts;
 mod prepare;
 mod run;
 mod schedule;
+mod search;
 mod state;
+mod watch;
 
-pub use adamw::{AdamW, Rate, clip};
+pub use adamw::{AdamW, Clocks, Rate};
 pub use batch::Batch;
+pub use gradient::{
+    FrozenSource, Goals, Gradients, Keep, Labelled, PassLoss, PassScores, PlannedRouting, Precision, RouterParts,
+    RouterPlan, RouterWeights, Wanted,
+};
 pub use measure::score;
-pub use gradient::{Goals, Gradients, Keep, PassLoss, PassScores, RouterPlan};
+pub use schedule::Stage;
 
 use crate::adapter::{AdapterError, Mixture};
-use crate::backbone::Backbone;
-use empathd_proto::engine::{Example, Part, TrainSpec};
+use empathd_proto::engine::{CurvePoint, Example, TrainOnly, TrainSpec};
 use empathd_proto::generate::PlainMessage;
 use empathd_proto::report::{TrainProgress, TrainReport};
-use labels::Labels;
-use prepare::prepare;
-use run::{Job, Run};
-use state::digest;
+use job::Job;
+use run::Run;
+use state::State;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -62,12 +74,54 @@ pub trait Encode {
 
 /// Who is told how training goes.
 pub trait Observer {
-    /// After every step and validation. Break: make a checkpoint and stop early.
+    /// Before every step and at the end. Break: hand out the state and stop.
     fn progress(&mut self, progress: &TrainProgress) -> ControlFlow<()>;
-    /// A checkpoint from which training can go on.
+    /// A state from which training can go on.
     fn checkpoint(&mut self, step: u32, bytes: Vec<u8>);
+    /// One step or validation.
+    fn curve(&mut self, point: &CurvePoint) {
+        let _ = point;
+    }
     /// Between two layers of work: the moment to answer someone who waits.
     fn between_layers(&mut self);
+    /// Asked between two layers: whether to give up the step under way, hand out the state and stop.
+    fn wants_pause(&mut self) -> bool {
+        false
+    }
+}
+
+/// The machine that training runs on.
+pub struct Host<'a> {
+    /// Time since some moment; never goes back.
+    pub now: &'a dyn Fn() -> Duration,
+    /// Memory now.
+    pub memory: &'a dyn Fn() -> Memory,
+}
+
+/// Memory in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// What this process may still take.
+    pub available: u64,
+}
+
+impl Memory {
+    /// Where nobody knows how much there is.
+    #[must_use]
+    pub const fn unknown() -> Self {
+        Self { available: u64::MAX }
+    }
+}
+
+/// What training starts from.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    /// A fresh mixture.
+    Fresh,
+    /// A trained mixture of the same shape, as its file.
+    Adapter(&'a [u8]),
+    /// What [`Observer::checkpoint`] was given.
+    Checkpoint(&'a [u8]),
 }
 
 /// What training made.
@@ -86,6 +140,14 @@ pub enum TrainError {
     /// Nothing to learn from or to measure with.
     #[error("training cannot begin: {0}")]
     BadJob(String),
+    /// The loss was not a number before anything was better than what training began with.
+    #[error(
+        "the loss or its gradient was not a number at step {0}; nothing was learnt by then. Lower the learning rates"
+    )]
+    Diverged(u32),
+    /// Told to stop before the first step.
+    #[error("training was stopped before its first step")]
+    Paused,
     /// The checkpoint is of another job.
     #[error("the checkpoint cannot be resumed: {0}; start the job again without it")]
     BadCheckpoint(String),
@@ -100,59 +162,86 @@ pub enum TrainError {
     Tensor(#[from] candle_core::Error),
 }
 
-/// Trains a mixture over `base`.
+/// Trains a mixture over the backbone of `gradients`.
 ///
 /// # Errors
 /// See [`TrainError`].
 #[expect(clippy::too_many_arguments, reason = "each is a different thing the trainer must not know how to get")]
 pub fn train(
-    base: &Backbone,
+    gradients: &mut Gradients,
     base_sha256: [u8; 32],
     encode: &dyn Encode,
     spec: &TrainSpec,
     examples: &[Example],
-    resume: Option<&[u8]>,
-    now: &dyn Fn() -> Duration,
+    start: Start<'_>,
+    host: &Host<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Trained, TrainError> {
     check(spec)?;
-    let seq_len = (spec.seq_len as usize).min(base.config().context);
-    let train = prepare(encode, examples.iter().filter(|e| e.part == Part::Learn), seq_len)?;
-    let held = prepare(encode, examples.iter().filter(|e| e.part == Part::HeldOut), seq_len)?;
-    if train.is_empty() || held.is_empty() {
-        let which = if train.is_empty() { "to learn from" } else { "held out for validation" };
-        return Err(TrainError::BadJob(format!("no example {which} holds an answer; ingest more and cut again")));
-    }
-    let digest = digest(spec, base_sha256, &train, &held);
-    let shape = Mixture::init(base.config(), &spec.mixture, spec.seed)?;
-    let labels = Labels::new(&spec.mixture, &train);
-    let job = Job { base, spec, train, held, labels, shape, digest, now };
-    let (mut run, resumed_from) = match resume {
-        Some(bytes) => {
-            let run = Run::resume(&job, bytes)?;
+    let begun = match start {
+        Start::Adapter(bytes) => Some(begun_with(bytes, gradients, base_sha256, spec)?),
+        Start::Fresh | Start::Checkpoint(_) => None,
+    };
+    let kept = |shape: &Mixture| match start {
+        Start::Checkpoint(bytes) => State::is_of(bytes, shape),
+        _ => true,
+    };
+    let job = Job::new(gradients, base_sha256, encode, spec, examples, begun, &kept)?;
+    let (mut run, resumed_from) = match start {
+        Start::Checkpoint(bytes) => {
+            let run = Run::resume(&job, gradients, host, observer, bytes)?;
             let step = run.step_number();
             (run, Some(step))
         }
-        None => (Run::begin(&job, observer)?, None),
+        Start::Fresh | Start::Adapter(_) => (Run::begin(&job, gradients, host, observer)?, None),
     };
-    let stopped_early = run.steps(observer)?;
-    let (mixture, report) = run.finish(stopped_early, resumed_from)?;
+    if matches!(start, Start::Adapter(_)) {
+        run.measure_beginning()?;
+    }
+    let ended = run.steps()?;
+    let (mixture, report) = run.finish(ended, resumed_from)?;
     let bytes = mixture.to_bytes(base_sha256)?;
     Ok(Trained { mixture, bytes, report })
+}
+
+/// The mixture that training starts from.
+fn begun_with(
+    bytes: &[u8],
+    gradients: &Gradients,
+    base_sha256: [u8; 32],
+    spec: &TrainSpec,
+) -> Result<Mixture, TrainError> {
+    let mixture = Mixture::from_bytes(bytes, gradients.config(), base_sha256)?;
+    if *mixture.spec() != spec.mixture {
+        return Err(TrainError::BadJob("the adapter to start from has another shape than the job".into()));
+    }
+    Ok(mixture)
 }
 
 /// Refuses settings that cannot work.
 fn check(spec: &TrainSpec) -> Result<(), TrainError> {
     let bad = |what: &str| Err(TrainError::BadJob(what.to_owned()));
-    if spec.steps == 0 || spec.tokens_per_step == 0 || spec.seq_len < 8 {
-        return bad("steps and tokens per step must not be zero, and sequences need at least 8 tokens");
+    if spec.steps == 0 || spec.tokens_per_step == 0 || spec.seq_len < 8 || spec.pass_tokens == Some(0) {
+        return bad("steps and tokens must not be zero, and sequences need at least 8 tokens");
     }
-    let rates = [spec.learning_rate, spec.router_learning_rate, spec.clip];
-    if !rates.iter().all(|x| x.is_finite() && *x > 0.0) {
-        return bad("learning rates and the gradient bound must be above zero");
+    let above_zero = [spec.learning_rate, spec.router_learning_rate, spec.b_rate_ratio, spec.clip, spec.plateau.factor];
+    if !above_zero.iter().all(|x| x.is_finite() && *x > 0.0) {
+        return bad("learning rates, their ratio, the plateau's factor and the gradient bound must be above zero");
     }
-    if !((0.0..1.0).contains(&spec.warmup) && spec.weight_decay.is_finite() && spec.weight_decay >= 0.0) {
-        return bad("warm-up must be a share below one, and weight decay must not be negative");
+    let l = &spec.losses;
+    let weights = [spec.weight_decay, l.session, l.route, l.route_end, l.balance, l.z, l.orthogonal, l.base_kl];
+    if !weights.iter().all(|x| x.is_finite() && *x >= 0.0) {
+        return bad("weight decay and the weights of losses must not be negative");
+    }
+    if !((0.0..1.0).contains(&spec.warmup) && (0.0..1.0).contains(&l.replay_share)) {
+        return bad("warm-up and replay must be shares below one");
+    }
+    let stages = &spec.stages;
+    if !(0.0 <= stages.shared_until && stages.shared_until <= stages.forced_until && stages.forced_until <= 1.0) {
+        return bad("stages must be shares in their order");
+    }
+    if spec.only == TrainOnly::Routers && spec.mixture.experts.is_empty() {
+        return bad("a mixture without experts has no routers to train");
     }
     Ok(())
 }

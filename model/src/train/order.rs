@@ -1,5 +1,5 @@
 //! In which order examples are drawn: domains take turns by weight, each walks through its own examples in an order made
-//! anew for every round. A function of the seed and the number of draws alone.
+//! anew for every round; replayed text has a share of its own. A function of the seed and the number of draws alone.
 
 use crate::counter::{Counter, Site};
 use empathd_proto::record::Domain;
@@ -8,15 +8,24 @@ use std::collections::BTreeMap;
 /// Domains with much data are drawn more often, but less than in proportion (temperature sampling).
 const TEMPERATURE: f64 = 0.7;
 
+/// Among what an example takes its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Queue {
+    /// What is learnt of a domain.
+    Learn(Domain),
+    /// What is replayed.
+    Replay,
+}
+
 /// An endless order of examples.
 pub(super) struct Order {
     counter: Counter,
-    queues: Vec<Queue>,
+    queues: Vec<Turns>,
 }
 
-struct Queue {
-    domain: Domain,
-    /// Positions of the domain's examples.
+struct Turns {
+    queue: Queue,
+    /// Positions of the queue's examples.
     members: Vec<usize>,
     /// The round's order of `members`.
     order: Vec<usize>,
@@ -26,17 +35,27 @@ struct Queue {
 }
 
 impl Order {
-    /// The order over examples of these domains.
-    pub(super) fn new(domains: &[Domain], seed: u64) -> Self {
-        let mut members: BTreeMap<Domain, Vec<usize>> = BTreeMap::new();
-        for (position, domain) in domains.iter().enumerate() {
-            members.entry(*domain).or_default().push(position);
+    /// The order over examples of these queues and sizes in tokens. Replay gets `replay_share` of the tokens, as far as
+    /// both kinds are there.
+    pub(super) fn new(queues: &[Queue], sizes: &[usize], replay_share: f64, seed: u64) -> Self {
+        let mut members: BTreeMap<Queue, Vec<usize>> = BTreeMap::new();
+        for (position, queue) in queues.iter().enumerate() {
+            members.entry(*queue).or_default().push(position);
         }
-        let queue = |(domain, members): (Domain, Vec<usize>)| {
+        let turns = |(queue, members): (Queue, Vec<usize>)| {
             let weight = (members.len() as f64).powf(TEMPERATURE);
-            Queue { domain, members, order: Vec::new(), taken: 0, weight, credit: 0.0 }
+            Turns { queue, members, order: Vec::new(), taken: 0, weight, credit: 0.0 }
         };
-        Self { counter: Counter::new(seed), queues: members.into_iter().map(queue).collect() }
+        let mut queues: Vec<Turns> = members.into_iter().map(turns).collect();
+        let mean = |one: &Turns| one.members.iter().map(|i| sizes[*i]).sum::<usize>() as f64 / one.members.len() as f64;
+        // Tokens that a whole round of turns brings.
+        let learnt: f64 =
+            queues.iter().filter(|one| one.queue != Queue::Replay).map(|one| one.weight * mean(one)).sum();
+        if let Some(replay) = queues.iter_mut().find(|one| one.queue == Queue::Replay).filter(|_| learnt > 0.0) {
+            replay.weight = learnt * replay_share / ((1.0 - replay_share) * mean(replay).max(1.0));
+        }
+        queues.retain(|one| one.weight > 0.0);
+        Self { counter: Counter::new(seed), queues }
     }
 }
 
@@ -47,7 +66,7 @@ impl Iterator for Order {
     /// round's from the richest (smooth weighted round robin); a domain that was never drawn goes before all others.
     fn next(&mut self) -> Option<usize> {
         let total: f64 = self.queues.iter().map(|q| q.weight).sum();
-        let before = |a: &Queue, b: &Queue| match (a.taken == 0, b.taken == 0) {
+        let before = |a: &Turns, b: &Turns| match (a.taken == 0, b.taken == 0) {
             (fresh, other) if fresh != other => fresh,
             _ => a.credit > b.credit,
         };
@@ -62,12 +81,16 @@ impl Iterator for Order {
     }
 }
 
-impl Queue {
+impl Turns {
     fn next(&mut self, counter: Counter) -> usize {
         let len = self.members.len() as u64;
         let at = usize::try_from(self.taken % len).unwrap_or(0);
         if at == 0 {
-            let site = Site::new(self.domain.as_str(), self.taken / len);
+            let word = match self.queue {
+                Queue::Learn(domain) => domain.as_str(),
+                Queue::Replay => "replay",
+            };
+            let site = Site::new(word, self.taken / len);
             self.order = counter.shuffle(site, self.members.len());
         }
         self.taken += 1;
@@ -80,7 +103,8 @@ mod tests {
     use super::*;
 
     fn draws(domains: &[Domain], seed: u64, count: usize) -> Vec<usize> {
-        Order::new(domains, seed).take(count).collect()
+        let queues: Vec<Queue> = domains.iter().map(|domain| Queue::Learn(*domain)).collect();
+        Order::new(&queues, &vec![10; domains.len()], 0.0, seed).take(count).collect()
     }
 
     #[test]
@@ -102,5 +126,20 @@ mod tests {
         assert_eq!(draws(&domains, 3, 50), draws(&domains, 3, 50));
         assert_ne!(draws(&domains, 3, 20), draws(&domains, 4, 20));
         assert!(draws(&[], 3, 5).is_empty());
+    }
+
+    #[test]
+    fn replay_has_its_share_of_the_tokens() {
+        let queues: Vec<Queue> =
+            (0..90).map(|i| if i < 80 { Queue::Learn(Domain::ALL[i % 2]) } else { Queue::Replay }).collect();
+        let sizes: Vec<usize> = (0..90).map(|i| if i < 80 { 30 + i } else { 200 }).collect();
+        let tokens = |share: f64| {
+            let drawn: Vec<usize> = Order::new(&queues, &sizes, share, 1).take(3000).collect();
+            let sum =
+                |replay: bool| drawn.iter().filter(|i| (**i >= 80) == replay).map(|i| sizes[*i]).sum::<usize>() as f64;
+            sum(true) / (sum(true) + sum(false))
+        };
+        assert!((tokens(0.05) - 0.05).abs() < 0.005, "{}", tokens(0.05));
+        assert_eq!(tokens(0.0), 0.0);
     }
 }

@@ -1,16 +1,29 @@
-//! Examples as tokens: put through the template, cut to length at the end of a turn, without those that teach nothing.
+//! Examples as tokens: put through the template, long ones split between turns, without those that teach nothing.
 
 use super::{Encode, Encoded, TrainError};
 use empathd_proto::chat::ChatRole;
-use empathd_proto::engine::Example;
+use empathd_proto::engine::{Example, Part};
 use empathd_proto::generate::PlainMessage;
 use empathd_proto::record::Domain;
+use std::ops::Range;
 
-/// An example in tokens, at least one of them a target.
+/// A piece of an example in tokens, at least one of them a target.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Prepared {
     pub(super) domain: Domain,
+    pub(super) part: Part,
+    /// Position of the example it is of.
+    pub(super) example: usize,
     pub(super) encoded: Encoded,
+}
+
+/// Examples in tokens.
+#[derive(Default)]
+pub(super) struct Pieces {
+    /// In the order of the examples, those without a target left out.
+    pub(super) all: Vec<Prepared>,
+    /// Exchanges that by themselves are longer than a sequence and were left out.
+    pub(super) left_out: u64,
 }
 
 impl Prepared {
@@ -23,55 +36,65 @@ impl Prepared {
     }
 }
 
-/// Examples in tokens, those without a target left out.
-pub(super) fn prepare<'a>(
-    encode: &dyn Encode,
-    examples: impl Iterator<Item = &'a Example>,
-    seq_len: usize,
-) -> Result<Vec<Prepared>, TrainError> {
-    let mut all = Vec::new();
-    for example in examples {
-        let encoded = fit(encode, &example.messages, seq_len)?;
-        let prepared = Prepared { domain: example.domain, encoded };
-        if prepared.target_tokens() > 0 {
-            all.push(prepared);
+impl Pieces {
+    /// Puts examples into tokens, at most `seq_len` to a piece.
+    ///
+    /// # Errors
+    /// The template refuses a conversation.
+    pub(super) fn of(encode: &dyn Encode, examples: &[Example], seq_len: usize) -> Result<Self, TrainError> {
+        let mut pieces = Self::default();
+        for (position, example) in examples.iter().enumerate() {
+            let (split, left_out) = split(encode, &example.messages, seq_len)?;
+            pieces.left_out += left_out;
+            let piece = |encoded| Prepared { domain: example.domain, part: example.part, example: position, encoded };
+            pieces.all.extend(split.into_iter().map(piece).filter(|one| one.target_tokens() > 0));
         }
+        Ok(pieces)
     }
-    Ok(all)
+
+    /// Those of one part.
+    pub(super) fn take(&mut self, part: Part) -> Vec<Prepared> {
+        self.all.extract_if(.., |one| one.part == part).collect()
+    }
 }
 
-/// The longest beginning that ends with an answer and fits; when not even the first answer does, its end.
-fn fit(encode: &dyn Encode, messages: &[PlainMessage], seq_len: usize) -> Result<Encoded, TrainError> {
+/// A conversation in pieces that fit, each of whole exchanges; how many exchanges fit nowhere. What the system says in
+/// front is said in front of each piece.
+fn split(encode: &dyn Encode, messages: &[PlainMessage], seq_len: usize) -> Result<(Vec<Encoded>, u64), TrainError> {
     let whole = checked(encode, messages)?;
     if whole.ids.len() <= seq_len {
-        return Ok(whole);
+        return Ok((vec![whole], 0));
     }
-    let ends: Vec<usize> = (0..messages.len()).filter(|i| messages[*i].role == ChatRole::Assistant).collect();
-    let (mut best, mut low, mut high) = (None, 0, ends.len());
-    while low < high {
-        let middle = low.midpoint(high);
-        let encoded = checked(encode, &messages[..=ends[middle]])?;
-        if encoded.ids.len() <= seq_len {
-            (best, low) = (Some(encoded), middle + 1);
-        } else {
-            high = middle;
+    let head = messages.iter().take_while(|message| message.role == ChatRole::System).count();
+    let exchanges = exchanges(messages, head);
+    let (mut pieces, mut left_out, mut next) = (Vec::new(), 0, 0);
+    while next < exchanges.len() {
+        let piece = |last: usize| {
+            let turns = &messages[exchanges[next].start..exchanges[last].end];
+            checked(encode, &[&messages[..head], turns].concat())
+        };
+        let (mut best, mut low, mut high) = (None, next, exchanges.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            let encoded = piece(middle)?;
+            if encoded.ids.len() <= seq_len {
+                (best, low) = (Some(encoded), middle + 1);
+            } else {
+                high = middle;
+            }
         }
+        left_out += u64::from(best.is_none());
+        next = low.max(next + 1);
+        pieces.extend(best);
     }
-    match (best, ends.first()) {
-        (Some(encoded), _) => Ok(encoded),
-        (None, Some(first)) => Ok(squeeze(checked(encode, &messages[..=*first])?, seq_len)),
-        (None, None) => Ok(Encoded { ids: Vec::new(), target: Vec::new() }),
-    }
+    Ok((pieces, left_out))
 }
 
-/// Cuts the context from the left until the answer fits; an answer that is too long by itself keeps a quarter of the
-/// length for its context and loses its end.
-fn squeeze(encoded: Encoded, seq_len: usize) -> Encoded {
-    let context = encoded.target.iter().position(|t| *t).unwrap_or(encoded.ids.len());
-    let answer = encoded.ids.len() - context;
-    let kept = seq_len.saturating_sub(answer).max(seq_len / 4).min(context);
-    let range = context - kept..(context - kept + seq_len).min(encoded.ids.len());
-    Encoded { ids: encoded.ids[range.clone()].to_vec(), target: encoded.target[range].to_vec() }
+/// The messages behind `head` from one answer's end to the next's; what nobody answers belongs to none.
+fn exchanges(messages: &[PlainMessage], head: usize) -> Vec<Range<usize>> {
+    let mut start = head;
+    let ends = (head..messages.len()).filter(|i| messages[*i].role == ChatRole::Assistant);
+    ends.map(|end| std::mem::replace(&mut start, end + 1)..end + 1).collect()
 }
 
 fn checked(encode: &dyn Encode, messages: &[PlainMessage]) -> Result<Encoded, TrainError> {
@@ -86,7 +109,6 @@ fn checked(encode: &dyn Encode, messages: &[PlainMessage]) -> Result<Encoded, Tr
 pub(super) mod tests {
     use super::*;
     use crate::train::EncodeError;
-    use empathd_proto::engine::Part;
 
     /// One token a byte, each message followed by token 1; what the assistant says is the target.
     pub(crate) struct Bytes;
@@ -112,25 +134,35 @@ pub(super) mod tests {
         lengths.iter().enumerate().map(|(i, len)| message(role(i), &"x".repeat(len - 1))).collect()
     }
 
-    fn lengths(messages: &[PlainMessage], seq_len: usize) -> (usize, usize) {
-        let encoded = fit(&Bytes, messages, seq_len).unwrap();
-        (encoded.ids.len(), encoded.target.iter().filter(|t| **t).count())
+    /// Tokens and targets of each piece, and the exchanges left out.
+    fn lengths(messages: &[PlainMessage], seq_len: usize) -> (Vec<(usize, usize)>, u64) {
+        let (pieces, left_out) = split(&Bytes, messages, seq_len).unwrap();
+        let length = |one: &Encoded| (one.ids.len(), one.target.iter().filter(|t| **t).count());
+        (pieces.iter().map(length).collect(), left_out)
     }
 
     #[test]
-    fn conversations_are_cut_at_the_end_of_an_answer() {
+    fn long_conversations_are_split_between_turns_and_lose_nothing() {
         let messages = conversation(&[4, 6, 4, 6, 4, 6]);
-        assert_eq!(lengths(&messages, 30), (30, 18));
-        assert_eq!(lengths(&messages, 29), (20, 12));
-        assert_eq!(lengths(&messages, 10), (10, 6));
+        assert_eq!(lengths(&messages, 30), (vec![(30, 18)], 0));
+        assert_eq!(lengths(&messages, 29), (vec![(20, 12), (10, 6)], 0));
+        assert_eq!(lengths(&messages, 19), (vec![(10, 6); 3], 0));
     }
 
     #[test]
-    fn a_long_context_loses_its_beginning_and_a_long_answer_its_end() {
-        assert_eq!(lengths(&conversation(&[50, 6]), 20), (20, 6));
-        let encoded = fit(&Bytes, &conversation(&[50, 60]), 20).unwrap();
-        assert_eq!(encoded.target.iter().position(|t| *t), Some(5));
-        assert_eq!(encoded.ids.len(), 20);
+    fn an_exchange_that_fits_nowhere_is_left_out_and_counted() {
+        assert_eq!(lengths(&conversation(&[4, 6, 50, 6, 4, 6]), 20), (vec![(10, 6), (10, 6)], 1));
+        assert_eq!(lengths(&conversation(&[50, 60]), 20), (vec![], 1));
+    }
+
+    #[test]
+    fn every_piece_begins_with_what_the_system_says() {
+        let mut messages = conversation(&[4, 6, 4, 6]);
+        messages.insert(0, message(ChatRole::System, "be"));
+        let (pieces, _) = split(&Bytes, &messages, 14).unwrap();
+        let head = &Bytes.encode(&messages[..1]).unwrap().ids;
+        assert_eq!(pieces.len(), 2);
+        assert!(pieces.iter().all(|piece| piece.ids.starts_with(head) && piece.ids.len() == 13));
     }
 
     #[test]
@@ -138,6 +170,7 @@ pub(super) mod tests {
         let example = |messages| Example { domain: Domain::Bias, part: Part::Learn, messages };
         let all =
             [example(conversation(&[4, 6])), example(vec![message(ChatRole::User, &"x".repeat(99))]), example(vec![])];
-        assert_eq!(prepare(&Bytes, all.iter(), 20).unwrap().len(), 1);
+        let pieces = Pieces::of(&Bytes, &all, 20).unwrap();
+        assert_eq!((pieces.all.len(), pieces.left_out), (1, 0));
     }
 }

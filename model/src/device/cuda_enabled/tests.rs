@@ -70,8 +70,10 @@ fn rows_alone_hold() {
 #[ignore = "needs a card; packaging/check-cuda.sh runs it"]
 fn experts_hold() {
     let (logits, u) = (random(&[ROWS, 5], 1), random(&[ROWS, 3 + 5 * 4], 2));
+    let policy = crate::adapter::route::Policy { top_k: 2, crisis: None };
     holds(&[&logits, &u], 2, |t, _| {
-        let gates = ops::gate(&t[0], &ops::choose(&t[0], 2, None)?)?;
+        let choice = ops::choose(&t[0], |_, row, gates| (policy.decide(row, None, 0, gates).taken, 0))?;
+        let gates = ops::gate(&t[0], &choice)?;
         ops::spread(&t[1], &gates, 3, 0.7)
     });
 }

@@ -5,15 +5,107 @@ use crate::adapter::ExpertLoad;
 use std::sync::Arc;
 
 /// What routers are told about the rows of a pass.
+#[derive(Debug, Clone)]
 pub struct RouterPlan {
-    /// For each row the wanted share of each expert, rows summing to one.
-    pub wanted: Arc<[f32]>,
-    /// For each expert the share of choices it should have.
+    /// Who routes.
+    pub routing: PlannedRouting,
+    /// The documents of the pass in their order.
+    pub documents: Vec<Labelled>,
+    /// For each expert the share of choices it should have, by the labels of the pass.
     pub prior: Arc<[f32]>,
-    /// Weight of the routers' own loss in this pass.
-    pub weight: f32,
+    /// Weights of the routers' losses, for a whole step.
+    pub weights: RouterWeights,
+    /// Share of the step's rows that this pass has: what the weights are multiplied by.
+    pub share: f32,
+}
+
+impl RouterPlan {
+    /// The plan of documents of these lengths about whose routing nobody says anything.
+    #[must_use]
+    pub fn silent(lengths: &[usize], experts: usize) -> Self {
+        Self {
+            routing: PlannedRouting::Own,
+            documents: lengths.iter().map(|rows| Labelled { rows: *rows, wanted: None }).collect(),
+            prior: vec![1.0 / experts.max(1) as f32; experts].into(),
+            weights: RouterWeights::default(),
+            share: 1.0,
+        }
+    }
+}
+
+/// Who routes a pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PlannedRouting {
+    /// Nobody: only the shared part learns, routers are not asked.
+    Off,
+    /// The routers.
+    Own,
     /// For each layer and row the experts it must take; 0 lets the router choose.
-    pub forced: Option<Vec<Vec<u64>>>,
+    Forced(Vec<Vec<u64>>),
+}
+
+/// A document and what its label says.
+#[derive(Debug, Clone)]
+pub struct Labelled {
+    /// Its rows.
+    pub rows: usize,
+    /// What its label wants; none for a document without one.
+    pub wanted: Option<Wanted>,
+}
+
+/// What a label wants of the experts, each kind of shares summing to one.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Of the routers: room for the experts without a domain is left.
+    pub route: Arc<[f32]>,
+    /// Of the session prior: the domain's experts, smoothed.
+    pub session: Arc<[f32]>,
+}
+
+/// Weights of the routers' losses beside the language loss.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct RouterWeights {
+    /// Session prior against the label.
+    pub session: f32,
+    /// Mean of the routers against the label.
+    pub label: f32,
+    /// Balance against the label prior.
+    pub balance: f32,
+    /// Square of the logsumexp.
+    pub z: f32,
+}
+
+/// The routers' losses of a pass, each before its weight and times the pass's share of the step.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct RouterParts {
+    /// Session prior against the label, nats.
+    pub session: f64,
+    /// Mean of the routers against the label, nats.
+    pub label: f64,
+    /// `Σ f·P/π`, one at best.
+    pub balance: f64,
+    /// Mean square of the logsumexp.
+    pub z: f64,
+    /// Mean entropy of the routers' softmax, nats; measured, no loss.
+    pub entropy: f64,
+}
+
+impl RouterParts {
+    /// Adds those of another pass of the same step.
+    pub fn add(&mut self, other: &Self) {
+        self.session += other.session;
+        self.label += other.label;
+        self.balance += other.balance;
+        self.z += other.z;
+        self.entropy += other.entropy;
+    }
+
+    /// The weighted sum.
+    #[must_use]
+    pub fn weighted(&self, weights: &RouterWeights) -> f64 {
+        let [session, label, balance, z] = [weights.session, weights.label, weights.balance, weights.z].map(f64::from);
+        session * self.session + label * self.label + balance * self.balance + z * self.z
+    }
 }
 
 /// A row whose distribution is held to that of the base.
@@ -42,8 +134,10 @@ pub struct PassLoss {
     pub language: f64,
     /// Weighted KL(base‖model).
     pub kept: f64,
-    /// Weighted loss of the routers, all layers.
+    /// Weighted loss of the routers and of the session prior, all layers.
     pub routers: f64,
+    /// What it consists of.
+    pub parts: RouterParts,
     /// Whom the routers chose.
     pub load: ExpertLoad,
 }

@@ -2,23 +2,44 @@
 //! card and as the definition the kernels are held to. Refuses to know where examples come from and how weights move.
 
 mod goals;
+mod packed;
 mod reference;
+mod routing;
 
-pub use goals::{Goals, Keep, PassLoss, PassScores, RouterPlan};
+pub use goals::{
+    Goals, Keep, Labelled, PassLoss, PassScores, PlannedRouting, RouterParts, RouterPlan, RouterWeights, Wanted,
+};
+pub use packed::{FrozenSource, Precision};
 
 use super::TrainError;
 use super::batch::Batch;
 use crate::adapter::Mixture;
 use crate::backbone::Backbone;
 use crate::config::BackboneConfig;
+use empathd_proto::engine::MixtureSpec;
 
 /// Finds gradients and measures losses of a mixture over a frozen backbone.
 pub enum Gradients {
+    /// By own kernels, on the processor.
+    Packed(Box<packed::Trainer>),
     /// By candle's tensors, a graph one layer deep, on any device.
     Reference(Box<reference::Trainer>),
 }
 
 impl Gradients {
+    /// By own kernels with `threads` threads, over weights that `source` gives row by row.
+    ///
+    /// # Errors
+    /// The shape contradicts itself, or a weight is missing, has another shape or is no number.
+    pub fn open(
+        config: BackboneConfig,
+        source: &mut FrozenSource<'_>,
+        precision: Precision,
+        threads: usize,
+    ) -> Result<Self, TrainError> {
+        Ok(Self::Packed(Box::new(packed::Trainer::open(config, source, precision, threads)?)))
+    }
+
     /// The definition, over a backbone that is there already.
     #[must_use]
     pub fn reference(base: Backbone) -> Self {
@@ -29,6 +50,7 @@ impl Gradients {
     #[must_use]
     pub fn config(&self) -> &BackboneConfig {
         match self {
+            Self::Packed(trainer) => trainer.config(),
             Self::Reference(trainer) => trainer.config(),
         }
     }
@@ -38,8 +60,8 @@ impl Gradients {
     /// # Errors
     /// The mixture does not fit the backbone, or there is no memory.
     pub fn hold(&mut self, mixture: &Mixture, pass_tokens: usize) -> Result<(), TrainError> {
-        let _ = pass_tokens;
         match self {
+            Self::Packed(trainer) => trainer.hold(mixture, pass_tokens),
             Self::Reference(trainer) => trainer.hold(mixture),
         }
     }
@@ -50,7 +72,17 @@ impl Gradients {
     /// They are not of the held shape.
     pub fn set_weights(&mut self, weights: &[Vec<f32>]) -> Result<(), TrainError> {
         match self {
+            Self::Packed(trainer) => trainer.set_weights(weights),
             Self::Reference(trainer) => trainer.set_weights(weights),
+        }
+    }
+
+    /// About the bytes that passes of so many tokens take beside the frozen weights.
+    #[must_use]
+    pub fn bytes_for(&self, mixture: &MixtureSpec, pass_tokens: usize) -> u64 {
+        match self {
+            Self::Packed(trainer) => trainer.bytes_for(mixture, pass_tokens),
+            Self::Reference(trainer) => trainer.bytes_for(pass_tokens),
         }
     }
 
@@ -66,6 +98,7 @@ impl Gradients {
         between_layers: &mut dyn FnMut(),
     ) -> Result<PassLoss, TrainError> {
         match self {
+            Self::Packed(trainer) => trainer.pass(batch, goals, sums, between_layers),
             Self::Reference(trainer) => trainer.pass(batch, goals, sums, between_layers),
         }
     }
@@ -81,6 +114,7 @@ impl Gradients {
         between_layers: &mut dyn FnMut(),
     ) -> Result<PassScores, TrainError> {
         match self {
+            Self::Packed(trainer) => trainer.scores(batch, adapted, between_layers),
             Self::Reference(trainer) => trainer.scores(batch, adapted, between_layers),
         }
     }
