@@ -3,6 +3,7 @@
 
 use super::mixture::Site;
 use super::pass::Pass;
+use super::session::SessionSums;
 use super::weights::PackedWeights;
 use crate::adapter::Linear;
 use crate::config::BackboneConfig;
@@ -17,6 +18,8 @@ pub struct Executor {
     pub(super) instructions: Instructions,
     pub(super) pool: Pool,
     pub(super) stores: Vec<KvStore>,
+    /// What the session prior of each slot has heard.
+    pub(super) sessions: Vec<SessionSums>,
     lens: Vec<usize>,
     kv_tokens_max: usize,
     pub(super) attention: Attention,
@@ -59,6 +62,8 @@ pub(super) struct Adapted {
     pub(super) uses: Vec<Run>,
     /// What the columns of a part are multiplied by, `[rows, parts]`, group after group.
     pub(super) factors: Vec<f32>,
+    /// The session's log-probabilities, `[rows, experts]` from where each group begins in `factors`.
+    pub(super) priors: Vec<f32>,
     /// Tiles of the stacks of the site at hand that some row needs: group and tile.
     pub(super) tiles: Vec<(usize, usize)>,
 }
@@ -71,7 +76,7 @@ pub(super) struct Group {
     pub(super) spans: usize,
     pub(super) first_row: usize,
     pub(super) rows: usize,
-    /// Where it begins in `uses` and in `factors`.
+    /// Where it begins in `uses`, in `factors` and in `priors`.
     pub(super) parts_at: usize,
     /// Where its rows begin in `h`.
     pub(super) h_at: usize,
@@ -152,6 +157,7 @@ impl Executor {
             instructions,
             pool,
             stores,
+            sessions: (0..SLOTS).map(|_| SessionSums::default()).collect(),
             lens: vec![0; SLOTS],
             attention,
             weights,
@@ -212,7 +218,7 @@ impl Executor {
             return 0;
         }
         self.lens[slot.0] = len;
-        self.stores[slot.0].wipe(len, had)
+        self.stores[slot.0].wipe(len, had) + self.sessions[slot.0].truncate(len)
     }
 
     /// Copies the first `len` tokens of a slot into an empty one.
@@ -227,6 +233,9 @@ impl Executor {
             return Err(ComputeError::Malformed("a copy needs an empty slot and a source as long"));
         }
         target.copy_prefix(source, len);
+        if let Ok([source, target]) = self.sessions.get_disjoint_mut([from.0, to.0]) {
+            target.copy_prefix(source, len, self.weights.config.context);
+        }
         self.lens[to.0] = len;
         Ok(())
     }
@@ -234,6 +243,6 @@ impl Executor {
     /// Overwrites and empties a slot; the bytes overwritten.
     pub fn wipe(&mut self, slot: SlotId) -> u64 {
         let had = std::mem::take(&mut self.lens[slot.0]);
-        self.stores[slot.0].wipe(0, had)
+        self.stores[slot.0].wipe(0, had) + self.sessions[slot.0].truncate(0)
     }
 }

@@ -5,6 +5,7 @@
 //! `scale·g`; each row adds only the parts that it chose. A part is the shared pair (0) or an expert (from 1); the B sides of
 //! the parts lie apart, so that what one row reads is few long stretches of memory.
 
+use crate::adapter::route::Policy;
 use crate::adapter::{Linear, LowRank, Mixture};
 use crate::config::BackboneConfig;
 use crate::kernels::{Arena, PackKind, PackedMatrix};
@@ -46,8 +47,10 @@ impl Site {
 /// A mixture ready to answer.
 pub struct PackedMixture {
     pub(super) experts: usize,
-    pub(super) top_k: usize,
+    pub(super) policy: Policy,
     pub(super) scale: f32,
+    /// Where the session is read: the layer and `[experts, hidden]`, row after row; none without a session prior.
+    session: Option<(usize, Vec<f32>)>,
     shared: usize,
     rank: usize,
     layers: Vec<AdapterLayer>,
@@ -56,6 +59,8 @@ pub struct PackedMixture {
 struct AdapterLayer {
     /// `[experts, hidden]`, row after row.
     router: Vec<f32>,
+    /// How much the router heeds the session prior; 0 where it does not hear it.
+    prior_weight: f32,
     sites: Vec<Option<AdapterSite>>,
 }
 
@@ -82,7 +87,8 @@ impl PackedMixture {
         let mut arena = Arena::new((0..layers).map(|index| stacks.bytes(mixture, index)).sum());
         Ok(Self {
             experts: spec.experts.len(),
-            top_k: spec.top_k as usize,
+            policy: Policy::new(spec),
+            session: mixture.prior_layer().zip(mixture.session_head().map(numbers).transpose()?),
             scale: spec.scale,
             shared,
             rank: stacks.rank,
@@ -98,6 +104,21 @@ impl PackedMixture {
     /// The router of a layer, `[experts, hidden]`; empty without experts.
     pub(super) fn router(&self, layer: usize) -> &[f32] {
         &self.layers[layer].router
+    }
+
+    /// The head that reads the session, `[experts, hidden]`, in the layer where it is read.
+    pub(super) fn session_head(&self, layer: usize) -> Option<&[f32]> {
+        self.session.as_ref().filter(|(at, _)| *at == layer).map(|(_, head)| head.as_slice())
+    }
+
+    /// Numbers that a token leaves behind for the session prior.
+    pub(super) const fn session_width(&self) -> usize {
+        if self.session.is_some() { self.experts } else { 0 }
+    }
+
+    /// How much the router of a layer heeds the session prior; none where it does not hear it.
+    pub(super) fn prior_weight(&self, layer: usize) -> Option<f32> {
+        self.session.as_ref().filter(|(at, _)| layer >= *at).map(|_| self.layers[layer].prior_weight)
     }
 
     /// The shared part and one for each expert.
@@ -177,7 +198,8 @@ impl Stacks<'_> {
             let trained = Self::is_trained(mixture, index, site);
             sites.push(if trained { Some(self.site(mixture, index, site, arena)?) } else { None });
         }
-        Ok(AdapterLayer { router, sites })
+        let prior_weight = adapter.prior_weight().map(numbers).transpose()?.map_or(0.0, |weight| weight[0]);
+        Ok(AdapterLayer { router, prior_weight, sites })
     }
 
     fn site(&self, mixture: &Mixture, index: usize, site: Site, arena: &mut Arena) -> Result<AdapterSite> {

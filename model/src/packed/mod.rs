@@ -21,6 +21,7 @@
 mod executor;
 mod mixture;
 mod pass;
+mod session;
 mod weights;
 
 pub use executor::Executor;

@@ -6,11 +6,13 @@
 
 use super::executor::{Adapted, Executor, Group};
 use super::mixture::{AdapterSite, PackedMixture, Site};
+use super::session::hear;
+use crate::adapter::route::{Decision, add_prior};
 use crate::adapter::{ExpertLoad, Linear, MAX_EXPERTS};
 use crate::infer::compute::{ComputeError, Loads, Span};
 use crate::kernels::{
     Activations, After, Instructions, LowRank, Middle, OutRows, PackedMatrix, Pool, Product, Run, Stack, TILE, dots,
-    fill_rows, norm_rows, product_columns, products, softmax, swiglu_rows,
+    fill_rows, norm_rows, product_columns, products, swiglu_rows,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -33,7 +35,8 @@ fn packed<'a>(spans: &'a [Span<'_>], at: usize) -> Option<&'a PackedMixture> {
 impl<'a> Pass<'a> {
     /// Finds the groups of rows with one generation.
     pub(super) fn new(executor: &'a mut Executor, spans: &'a [Span<'a>], rows: usize) -> Result<Self, ComputeError> {
-        let Adapted { groups, h, uses, factors, .. } = &mut executor.buffers.adapted;
+        let (context, lens) = (executor.weights.config.context, &executor.buffers.spans);
+        let Adapted { groups, h, uses, factors, priors, .. } = &mut executor.buffers.adapted;
         groups.clear();
         let (mut first_row, mut parts_at, mut h_at) = (0, 0, 0);
         for (at, span) in spans.iter().enumerate() {
@@ -42,6 +45,7 @@ impl<'a> Pass<'a> {
                 let Some(mixture) = &adapter.packed else {
                     return Err(ComputeError::Malformed("the adapter was not made for packed weights"));
                 };
+                executor.sessions[span.slot.0].begin(mixture, lens[at].past, context)?;
                 let joins = groups.last_mut().filter(|group: &&mut Group| {
                     let same = spans[group.span].adapter.is_some_and(|other| Arc::ptr_eq(other, adapter));
                     same && group.first_row + group.rows == first_row
@@ -60,6 +64,7 @@ impl<'a> Pass<'a> {
         h.resize(h.len().max(h_at), 0.0);
         uses.resize(uses.len().max(parts_at), Run::default());
         factors.resize(factors.len().max(parts_at), 0.0);
+        priors.resize(priors.len().max(parts_at), 0.0);
         for group in groups {
             let Some(mixture) = packed(spans, group.span) else { continue };
             // Every row takes the shared part.
@@ -80,10 +85,25 @@ impl<'a> Pass<'a> {
         }
         attention.plan(&buffers.spans, pool.threads());
         for layer in 0..weights.config.layers {
+            self.hear(layer);
             self.attend(layer);
             self.feed_forward(layer, &mut loads);
         }
         self.logits()
+    }
+
+    /// Reads what each conversation is about, where its mixture does so.
+    fn hear(&mut self, layer: usize) {
+        let Executor { weights, instructions, sessions, buffers: b, .. } = &mut *self.executor;
+        let config = &weights.config;
+        let Adapted { groups, priors, .. } = &mut b.adapted;
+        for group in groups.iter() {
+            let Some(mixture) = packed(self.spans, group.span) else { continue };
+            let Some(head) = mixture.session_head(layer) else { continue };
+            let priors = &mut priors[group.parts_at..][..group.rows * mixture.experts];
+            let x = (&b.x[..], config.hidden, config.rms_eps as f32);
+            hear(*instructions, (mixture, head), (group, self.spans), x, sessions, priors);
+        }
     }
 
     fn attend(&mut self, layer: usize) {
@@ -187,7 +207,9 @@ impl Adapted {
                 for _ in span.ids {
                     let x = &seen[(group.first_row + row) * hidden..][..hidden];
                     let factors = &mut factors[row * parts + 1..][..parts - 1];
-                    let chosen = choose(instructions, mixture, layer, x, factors, load.as_deref_mut());
+                    let prior = &self.priors[group.parts_at + row * mixture.experts..][..mixture.experts];
+                    let at = (mixture, layer);
+                    let chosen = choose(instructions, at, (x, prior), factors, load.as_deref_mut());
                     for expert in 0..mixture.experts {
                         let len = if chosen >> expert & 1 == 1 { mixture.ranks().1 } else { 0 };
                         uses[(1 + expert) * rows + row] = Run { first: 0, len };
@@ -232,7 +254,7 @@ impl Adapted {
         all: [(&PackedMatrix, OutRows<'_>, bool); N],
     ) {
         self.find_tiles(spans, layer, site);
-        let Self { groups, h, uses, factors, tiles } = self;
+        let Self { groups, h, uses, factors, tiles, .. } = self;
         let (groups, uses, factors) = (&*groups, &*uses, &*factors);
         let after: [_; N] =
             std::array::from_fn(|linear| Widening { instructions, spans, layer, at: (site, linear), groups, uses });
@@ -297,38 +319,31 @@ impl After for Widening<'_> {
     }
 }
 
-/// The choice of one row, a bit for each expert, and what each is multiplied by, 0 without a choice. The earlier of equal
-/// experts is taken, as in training.
+/// The choice of one row, a bit for each expert, and what each is multiplied by, 0 without a choice. It is decided as in
+/// training.
 fn choose(
     instructions: Instructions,
-    mixture: &PackedMixture,
-    layer: usize,
-    x: &[f32],
+    (mixture, layer): (&PackedMixture, usize),
+    (x, prior): (&[f32], &[f32]),
     factors: &mut [f32],
     load: Option<&mut ExpertLoad>,
 ) -> u64 {
     let mut logits = [0f32; MAX_EXPERTS];
     let logits = &mut logits[..mixture.experts];
     dots(instructions, x, mixture.router(layer), logits);
-    let (mut taken, mut gates) = (0u64, [0f32; MAX_EXPERTS]);
-    for _ in 0..mixture.top_k {
-        let free = (0..mixture.experts).filter(|e| taken >> e & 1 == 0);
-        let best = free.reduce(|best, e| if logits[e].total_cmp(&logits[best]).is_gt() { e } else { best });
-        taken |= best.map_or(0, |e| 1 << e);
+    let heard = mixture.prior_weight(layer);
+    if let Some(weight) = heard {
+        add_prior(logits, weight, prior);
     }
-    let chosen = (0..mixture.experts).filter(|e| taken >> e & 1 == 1);
-    chosen.clone().enumerate().for_each(|(i, expert)| gates[i] = logits[expert]);
-    let gates = &mut gates[..mixture.top_k];
-    softmax(gates);
-    factors.fill(0.0);
-    chosen.clone().zip(&*gates).for_each(|(expert, gate)| factors[expert] = mixture.scale * gate);
+    let Decision { taken, .. } = mixture.policy.decide(logits, heard.map(|_| prior), 0, factors);
     if let Some(load) = load {
         load.chosen.resize(mixture.experts, 0);
         load.weight.resize(mixture.experts, 0.0);
-        for (expert, gate) in chosen.zip(&*gates) {
-            load.chosen[expert] += 1;
+        for (expert, gate) in factors.iter().enumerate() {
+            load.chosen[expert] += taken >> expert & 1;
             load.weight[expert] += f64::from(*gate);
         }
     }
+    factors.iter_mut().for_each(|gate| *gate *= mixture.scale);
     taken
 }

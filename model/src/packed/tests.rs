@@ -10,7 +10,8 @@ use crate::kernels::{Instructions, PackKind, PackedMatrix, WeightFormat};
 use crate::ops::check::random;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use empathd_proto::engine::MixtureSpec;
+use empathd_proto::engine::{CrisisFloor, LinearName, MixtureSpec};
+use empathd_proto::record::Domain;
 use std::sync::Arc;
 
 fn config() -> BackboneConfig {
@@ -76,6 +77,23 @@ fn adapter(config: &BackboneConfig, experts: usize, seed: u64) -> Arc<ServingAda
     Arc::new(ServingAdapter::packed(mixture(config, experts, seed), config).unwrap())
 }
 
+/// One that hears what the session is about, and whose crisis expert has a floor.
+fn hearing(config: &BackboneConfig, seed: u64) -> Arc<ServingAdapter> {
+    let spec = MixtureSpec {
+        experts: vec![None, Some(Domain::Crisis), None, None],
+        session_prior: true,
+        crisis_floor: Some(CrisisFloor { above: 0.3, floor: 0.6 }),
+        shared_on: vec![LinearName::Query, LinearName::Down],
+        ..mixture(config, 4, seed).spec().clone()
+    };
+    let fresh = Mixture::init(config, &spec, seed).unwrap();
+    let altered = |i: usize, t: &Tensor| match t.rank() {
+        1 => Tensor::new(&[1.5f32], &Device::Cpu),
+        _ => random(t.dims(), seed * 1000 + i as u64).to_device(&Device::Cpu)?.affine(0.05, 0.0),
+    };
+    Arc::new(ServingAdapter::packed(fresh.map(altered).unwrap(), config).unwrap())
+}
+
 fn executor(weights: &Arc<PackedWeights>, threads: usize, instructions: Instructions) -> Executor {
     Executor::with_instructions(Arc::clone(weights), 0, threads, instructions).unwrap()
 }
@@ -113,7 +131,7 @@ fn logits_are_near_the_reference_in_every_format() {
     let ids = ids(70, 1);
     for (kind, format, bound) in formats {
         let (weights, backbone) = model(&config, kind, format);
-        for adapter in [None, Some(adapter(&config, 4, 3)), Some(adapter(&config, 0, 4))] {
+        for adapter in [None, Some(adapter(&config, 4, 3)), Some(adapter(&config, 0, 4)), Some(hearing(&config, 3))] {
             let mixture = adapter.as_ref().map(|adapter| &adapter.mixture);
             let expected = backbone.logits_all(&ids, mixture).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
             for instructions in Instructions::available() {
@@ -192,7 +210,7 @@ fn alone(weights: &Arc<PackedWeights>, talks: &[(Vec<u32>, Option<Arc<ServingAda
 fn neither_neighbours_nor_pieces_nor_threads_change_a_bit() {
     let config = config();
     let (weights, _) = model(&config, GgmlDType::Q4_1, WeightFormat::Q4_1);
-    let (one, other) = (adapter(&config, 4, 3), adapter(&config, 6, 5));
+    let (one, other) = (hearing(&config, 3), adapter(&config, 6, 5));
     let talks = [
         (ids(120, 1), Some(Arc::clone(&one))),
         (ids(330, 2), None),
@@ -230,13 +248,19 @@ fn neither_neighbours_nor_pieces_nor_threads_change_a_bit() {
 fn routing_is_counted_as_the_reference_counts_it() {
     let config = config();
     let (weights, backbone) = model(&config, GgmlDType::F32, WeightFormat::F32);
-    let (ids, adapter) = (ids(50, 1), adapter(&config, 5, 3));
+    for adapter in [adapter(&config, 5, 3), hearing(&config, 3)] {
+        counted_alike(&weights, &backbone, &adapter);
+    }
+}
+
+fn counted_alike(weights: &Arc<PackedWeights>, backbone: &Backbone, adapter: &Arc<ServingAdapter>) {
+    let (config, ids) = (config(), ids(50, 1));
     let mut expected = ExpertLoad::default();
     let mut cache = KvCache::new(&config, &Device::Cpu);
     backbone.forward(&ids, &mut cache, Some(&adapter.mixture), Some(&mut expected)).unwrap();
-    let mut executor = executor(&weights, 2, Instructions::best());
+    let mut executor = executor(weights, 2, Instructions::best());
     let mut loads = vec![ExpertLoad::default(); 2];
-    let spans = [span(0, &[1, 2], None, LogitRows::None), span(3, &ids, Some(&adapter), LogitRows::Last)];
+    let spans = [span(0, &[1, 2], None, LogitRows::None), span(3, &ids, Some(adapter), LogitRows::Last)];
     executor.pass(&spans, &mut loads).unwrap();
     assert_eq!(loads[0], ExpertLoad::default());
     // A choice near a tie may fall otherwise: nine tenths are the same at least.
@@ -271,11 +295,37 @@ fn slots_forget_and_copy() {
     assert!(executor.pass(&wide, &mut []).is_err(), "more logits than there is room for");
 }
 
+#[test]
+fn what_is_forgotten_is_no_longer_heard() {
+    let config = config();
+    let (weights, _) = model(&config, GgmlDType::Q8_0, WeightFormat::Q8_0);
+    let (ids, adapter) = (ids(60, 1), hearing(&config, 3));
+    let mut executor = executor(&weights, 2, Instructions::best());
+    let last = |executor: &mut Executor, slot: usize, ids: &[u32], adapter: Option<&Arc<ServingAdapter>>| {
+        executor.pass(&[span(slot, ids, adapter, LogitRows::Last)], &mut []).map(<[f32]>::to_vec)
+    };
+    let expected = last(&mut executor, 0, &ids, Some(&adapter)).unwrap();
+    let token = executor.wipe(SlotId(0)) / 60;
+    last(&mut executor, 1, &ids[..30], Some(&adapter)).unwrap();
+    last(&mut executor, 1, &[5, 6, 7], Some(&adapter)).unwrap();
+    assert_eq!(executor.truncate(SlotId(1), 30), 3 * token, "drafts that were wrong");
+    executor.copy_prefix(SlotId(1), SlotId(2), 25).unwrap();
+    assert_eq!(last(&mut executor, 1, &ids[30..], Some(&adapter)).unwrap(), expected);
+    assert_eq!(last(&mut executor, 2, &ids[25..], Some(&adapter)).unwrap(), expected);
+    last(&mut executor, 3, &ids[..2], None).unwrap();
+    let deaf = token - executor.wipe(SlotId(3)) / 2;
+    assert_eq!(deaf, 4 * size_of::<f32>() as u64, "who hears nothing keeps nothing");
+    last(&mut executor, 3, &ids[..2], None).unwrap();
+    assert!(last(&mut executor, 3, &ids[2..], Some(&adapter)).is_err(), "it has not heard the beginning");
+    executor.wipe(SlotId(3));
+    assert_eq!(last(&mut executor, 3, &ids, Some(&adapter)).unwrap(), expected);
+}
+
 /// Where every buffer lies and how large it is.
 fn places(buffers: &Buffers) -> Vec<(usize, usize)> {
     let b = buffers;
     let floats = [&b.x, &b.seen, &b.q, &b.k, &b.v, &b.mixed, &b.gate, &b.up, &b.last, &b.logits];
-    let floats = floats.into_iter().chain([&b.adapted.h, &b.adapted.factors]);
+    let floats = floats.into_iter().chain([&b.adapted.h, &b.adapted.factors, &b.adapted.priors]);
     let floats = floats.map(|v| (v.as_ptr() as usize, v.capacity()));
     let runs = [&b.adapted.uses].map(|v| (v.as_ptr() as usize, v.capacity()));
     let others = [
