@@ -2,7 +2,7 @@
 //! here: `app.rs` performs it.
 
 use crate::actor::{Actor, AdminRole};
-use crate::admin::upload::{ProgressSink, Upload};
+use crate::admin::upload::{FileSink, ProgressSink, Upload};
 use crate::inference::call::{AnswerCall, EmbedCall};
 use empathd_proto::admin::{ApiRole, TrainOptions};
 use empathd_proto::audit::{ActionKind, SignedCheckpoint};
@@ -78,6 +78,11 @@ pub enum Action {
         /// Where progress goes.
         progress: ProgressSink,
     },
+    /// Read everything known of a training job. Administrators, while unsealed.
+    TrainReport {
+        /// Which; the last one when absent.
+        job: Option<JobId>,
+    },
     /// Pause training after a checkpoint. Administrators, while unsealed.
     TrainStop,
     /// List adapter generations. Administrators, while unsealed.
@@ -86,6 +91,13 @@ pub enum Action {
     AdapterPromote {
         /// Which.
         id: AdapterId,
+    },
+    /// Give a generation that passed its gate as files. Administrators, while unsealed.
+    AdapterExport {
+        /// Which.
+        id: AdapterId,
+        /// Where its files go.
+        files: FileSink,
     },
     /// Go back to the generation before. Administrators, while unsealed.
     AdapterRollback,
@@ -147,9 +159,11 @@ impl Action {
             Action::DatasetList => ActionKind::DatasetList,
             Action::TrainStart(_) => ActionKind::TrainStart,
             Action::TrainStatus { .. } => ActionKind::TrainStatus,
+            Action::TrainReport { .. } => ActionKind::TrainReport,
             Action::TrainStop => ActionKind::TrainStop,
             Action::AdapterList => ActionKind::AdapterList,
             Action::AdapterPromote { .. } => ActionKind::AdapterPromote,
+            Action::AdapterExport { .. } => ActionKind::AdapterExport,
             Action::AdapterRollback => ActionKind::AdapterRollback,
             Action::AuditTail { .. } => ActionKind::AuditTail,
             Action::AuditVerify { .. } => ActionKind::AuditVerify,
@@ -229,7 +243,8 @@ mod tests {
     fn all() -> Vec<(Action, &'static str, Needs)> {
         use Needs::{Initialised, Nothing, Unsealed};
         let (secret, sink) = (|| Secret::new(String::new()), ProgressSink::default);
-        let options = TrainOptions { dataset: None, steps: None, minutes: None, seed: 0, promote: false };
+        let options =
+            TrainOptions { dataset: None, steps: None, minutes: None, seed: 0, promote: false, until_ms: None };
         let id = AdapterId::from_bytes([0; 16]);
         vec![
             (Action::Status, "sa", Nothing),
@@ -249,9 +264,11 @@ mod tests {
             (Action::DatasetList, "a", Unsealed),
             (Action::TrainStart(options), "a", Unsealed),
             (Action::TrainStatus { job: None, follow: false, progress: sink() }, "a", Unsealed),
+            (Action::TrainReport { job: None }, "a", Unsealed),
             (Action::TrainStop, "a", Unsealed),
             (Action::AdapterList, "a", Unsealed),
             (Action::AdapterPromote { id }, "ai", Unsealed),
+            (Action::AdapterExport { id, files: FileSink::default() }, "a", Unsealed),
             (Action::AdapterRollback, "a", Unsealed),
             (Action::AuditTail { count: 1 }, "a", Unsealed),
             (Action::AuditVerify { known: None, progress: sink() }, "a", Unsealed),

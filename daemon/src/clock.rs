@@ -11,6 +11,8 @@ pub trait Clock: Send + Sync {
     fn now_ms(&self) -> u64;
     /// Time since the process began; never goes back.
     fn uptime(&self) -> Duration;
+    /// Seconds that the clinic's clock is ahead of UTC at a moment, milliseconds since the Unix epoch.
+    fn utc_offset_s(&self, at_ms: u64) -> i32;
 }
 
 /// The machine's clocks.
@@ -35,6 +37,11 @@ impl Clock for SystemClock {
 
     fn uptime(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    fn utc_offset_s(&self, at_ms: u64) -> i32 {
+        let at = jiff::Timestamp::from_millisecond(i64::try_from(at_ms).unwrap_or(i64::MAX)).unwrap_or_default();
+        jiff::tz::TimeZone::system().to_offset(at).seconds()
     }
 }
 

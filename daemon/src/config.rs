@@ -2,8 +2,9 @@
 //! This file and `main.rs` are the only ones that look at the environment. What a setting does is not known here.
 #![expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 
+use crate::jobs::window::Window;
 use empathd_clinic::scaffold::HelpLines;
-use empathd_proto::engine::{ComputePath, RopeSpec, ServingSpec};
+use empathd_proto::engine::{ComputePath, CrisisFloor, Guards, LossSpec, Plateau, RopeSpec, ServingSpec, Stages};
 use serde::Deserialize;
 use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -152,10 +153,14 @@ pub struct Training {
     pub steps: u32,
     /// Most wall-clock minutes.
     pub minutes: u16,
+    /// Hours of the local day in which it may run; always when absent.
+    pub window: Option<Window>,
     /// Longest sequence in tokens.
     pub seq_len: u32,
     /// Tokens of one step.
     pub tokens_per_step: u32,
+    /// Tokens of one pass; searched on the machine when absent.
+    pub pass_tokens: Option<u32>,
     /// Rank of the shared pair on every linear.
     pub shared_rank: u32,
     /// Rank of each expert on the feed-forward linears.
@@ -168,8 +173,12 @@ pub struct Training {
     pub top_k: u32,
     /// `alpha / rank`.
     pub scale: f32,
-    /// Peak learning rate of the low-rank weights.
+    /// Whether routers hear what the session is about.
+    pub session_prior: bool,
+    /// Peak learning rate of the low-rank weights' A sides.
     pub learning_rate: f32,
+    /// Times faster that B sides learn.
+    pub b_rate_ratio: f32,
     /// Peak learning rate of the routers.
     pub router_learning_rate: f32,
     /// Decoupled weight decay.
@@ -186,6 +195,16 @@ pub struct Training {
     pub patience: u32,
     /// Held-out examples that are measured, spread over the domains.
     pub validation_examples_max: usize,
+    /// What lowers the rate beside the schedule.
+    pub plateau: Plateau,
+    /// How labels guide routers with time.
+    pub stages: Stages,
+    /// Weights of the losses beside the language loss.
+    pub losses: LossSpec,
+    /// What the kept weights must hold to.
+    pub guards: Guards,
+    /// What a session in crisis is sure of.
+    pub crisis_floor: CrisisFloor,
 }
 
 impl Default for Training {
@@ -193,16 +212,20 @@ impl Default for Training {
         Self {
             steps: 24,
             minutes: 720,
+            window: None,
             seq_len: 256,
             tokens_per_step: 1024,
+            pass_tokens: None,
             shared_rank: 8,
             expert_rank: 8,
             experts_min: 4,
             experts_max: 8,
             top_k: 2,
             scale: 2.0,
-            learning_rate: 1e-3,
-            router_learning_rate: 2e-3,
+            session_prior: true,
+            learning_rate: 3e-4,
+            b_rate_ratio: 4.0,
+            router_learning_rate: 1e-3,
             weight_decay: 0.01,
             warmup: 0.1,
             clip: 1.0,
@@ -210,6 +233,11 @@ impl Default for Training {
             checkpoint_every: 8,
             patience: 4,
             validation_examples_max: 24,
+            plateau: Plateau::default(),
+            stages: Stages::default(),
+            losses: LossSpec::default(),
+            guards: Guards::default(),
+            crisis_floor: CrisisFloor::default(),
         }
     }
 }
@@ -571,6 +599,29 @@ impl Training {
         within("training.checkpoint_every", self.checkpoint_every, 1..=1_000_000)?;
         within("training.patience", self.patience, 1..=1_000)?;
         within("training.validation_examples_max", self.validation_examples_max, 1..=100_000)?;
+        within("training.pass_tokens", self.pass_tokens.unwrap_or(16), 16..=65_536)?;
+        within("training.b_rate_ratio", self.b_rate_ratio, 0.1..=64.0)?;
+        within("training.plateau.patience", self.plateau.patience, 0..=1_000)?;
+        within("training.plateau.factor", self.plateau.factor, 0.01..=1.0)?;
+        within("training.stages.forced_until", self.stages.forced_until, 0.0..=1.0)?;
+        within("training.stages.shared_until", self.stages.shared_until, 0.0..=self.stages.forced_until)?;
+        within("training.guards.general_rise_max", self.guards.general_rise_max, 0.0..=10.0)?;
+        within("training.guards.crisis_rise_max", self.guards.crisis_rise_max, 0.0..=10.0)?;
+        within("training.crisis_floor.above", self.crisis_floor.above, 0.0..=1.0)?;
+        within("training.crisis_floor.floor", self.crisis_floor.floor, 0.0..=0.9)?;
+        self.check_losses()
+    }
+
+    fn check_losses(&self) -> Result<(), ConfigError> {
+        let LossSpec { session, route, route_end, balance, z, orthogonal, base_kl, replay_share } = self.losses;
+        within("training.losses.session", session, 0.0..=10.0)?;
+        within("training.losses.route", route, 0.0..=10.0)?;
+        within("training.losses.route_end", route_end, 0.0..=10.0)?;
+        within("training.losses.balance", balance, 0.0..=10.0)?;
+        within("training.losses.z", z, 0.0..=10.0)?;
+        within("training.losses.orthogonal", orthogonal, 0.0..=10.0)?;
+        within("training.losses.base_kl", base_kl, 0.0..=10.0)?;
+        within("training.losses.replay_share", replay_share, 0.0..=0.5)?;
         Ok(())
     }
 }
@@ -657,6 +708,11 @@ mod tests {
             ("[training]\nsteps = 0", "training.steps"),
             ("[training]\nlearning_rate = nan", "training.learning_rate"),
             ("[training]\ntop_k = 5", "training.top_k"),
+            ("[training]\nwindow = \"at night\"", "20:00-08:00"),
+            ("[training]\nb_rate_ratio = 0.0", "training.b_rate_ratio"),
+            ("[training.stages]\nshared_until = 0.6", "training.stages.shared_until"),
+            ("[training.losses]\nreplay_share = 0.9", "training.losses.replay_share"),
+            ("[training.plateau]\nfactors = 0.9", "factors"),
             ("[gate]\nvalidation_ratio_max = 1.5", "gate.validation_ratio_max"),
             ("[gate]\ncrisis_recall_min = 1.1", "gate.crisis_recall_min"),
             ("[gate]\nsafety_flips_max = nan", "gate.safety_flips_max"),

@@ -13,24 +13,37 @@ use empathd_proto::engine::{BaseModel, FromEngine, FromEngineBody, ToEngine, ToE
 use empathd_proto::secret::Secret;
 use empathd_store::KdfCost;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 /// The root user.
 pub(crate) const ROOT: Actor = Actor::LocalUser { uid: 0, role: AdminRole::Administrator };
-/// The time at which every test happens, milliseconds.
+/// The time at which every test begins, milliseconds: eight in the morning, UTC.
 pub(crate) const NOW_MS: u64 = 1_800_000_000_000;
 
-struct Still;
+/// A clock that a test moves.
+pub(crate) struct Still(AtomicU64);
+
+impl Still {
+    /// Moves it.
+    pub(crate) fn set(&self, now_ms: u64) {
+        self.0.store(now_ms, Ordering::Relaxed);
+    }
+}
 
 impl Clock for Still {
     fn now_ms(&self) -> u64 {
-        NOW_MS
+        self.0.load(Ordering::Relaxed)
     }
 
     fn uptime(&self) -> Duration {
         Duration::from_secs(1)
+    }
+
+    fn utc_offset_s(&self, _at_ms: u64) -> i32 {
+        0
     }
 }
 
@@ -38,6 +51,7 @@ impl Clock for Still {
 pub(crate) struct Fixture {
     pub(crate) app: Arc<App>,
     pub(crate) folder: tempfile::TempDir,
+    pub(crate) clock: Arc<Still>,
     view: watch::Sender<View>,
     epoch: u64,
 }
@@ -74,8 +88,9 @@ impl Fixture {
         let overrides = Overrides { state: Some(folder.path().to_owned()), ..Overrides::default() };
         let config = Config::parse(settings, overrides).expect("valid settings");
         let (view, engine) = watch::channel(View::Down("no engine in this test".to_owned()));
-        let app = App::new(config, Arc::new(Still), Arc::new(OsEntropy), KdfCost::Light, Engine::new(engine));
-        Self { app: app.expect("an appliance"), folder, view, epoch: 0 }
+        let clock = Arc::new(Still(AtomicU64::new(NOW_MS)));
+        let app = App::new(config, clock.clone(), Arc::new(OsEntropy), KdfCost::Light, Engine::new(engine));
+        Self { app: app.expect("an appliance"), folder, clock, view, epoch: 0 }
     }
 
     /// One that is unsealed.

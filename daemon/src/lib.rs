@@ -21,6 +21,7 @@ mod adapters;
 mod answer_cache;
 pub mod inference;
 mod jobs;
+pub use jobs::examples;
 mod records;
 mod refusals;
 mod stored;

@@ -9,6 +9,7 @@ use crate::engine::supervisor::{self, Models, Whereabouts};
 use crate::engine::{Engine, View};
 use crate::http::{self, HttpLimits};
 use crate::inference;
+use crate::jobs;
 use crate::model_file::ModelFile;
 use anyhow::{Context, bail};
 use empathd_proto::admin::SealState;
@@ -66,6 +67,7 @@ pub async fn run(config: Config, manner: Manner) -> anyhow::Result<()> {
         announce(&app)?;
     }
     tokio::spawn(adapters::keep_loaded(app.clone()));
+    tokio::spawn(jobs::window::keep(app.clone()));
     tokio::spawn(inference::keep_young(app.clone()));
     let doors = [
         tokio::spawn(http::serve(api, app.clone(), limits, stop.clone())),

@@ -9,6 +9,7 @@ use crate::problem::Problem;
 use crate::record::words;
 use crate::report::{AdapterSummary, DatasetSummary, IngestReport, TrainProgress, TrainStatus};
 use crate::secret::Secret;
+use crate::train::CurvePoint;
 use serde::{Deserialize, Serialize};
 
 /// Largest source file that can be uploaded.
@@ -30,6 +31,15 @@ pub enum ToDaemon {
 pub enum FromDaemon {
     /// Work goes on.
     Progress(Progress),
+    /// A file follows in chunks.
+    File {
+        /// Its place in the folder: see [`crate::manifest::is_inside`].
+        path: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// More of the file, at most [`crate::frame::CHUNK_BYTES`].
+    Chunk(#[serde(with = "bytes")] Vec<u8>),
     /// The last frame.
     Done(Box<Result<AdminReply, Problem>>),
 }
@@ -99,6 +109,11 @@ pub enum AdminRequest {
         /// Stay until it ends.
         follow: bool,
     },
+    /// Everything that is known of a job: state, curves, and what its gate found.
+    TrainReport {
+        /// Which job; the last one when absent.
+        job: Option<JobId>,
+    },
     /// Pause training after a checkpoint.
     TrainStop,
     /// All adapter generations.
@@ -110,6 +125,12 @@ pub enum AdminRequest {
     },
     /// Go back to the generation that was active before.
     AdapterRollback,
+    /// Give a generation that passed its gate as files of public formats, with manifest, signature and model card. Answered
+    /// with [`FromDaemon::File`]s and their chunks.
+    AdapterExport {
+        /// Which.
+        id: AdapterId,
+    },
     /// The newest audit entries.
     AuditTail {
         /// How many, at most [`MAX_AUDIT_TAIL`].
@@ -138,6 +159,8 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Promote the adapter when it passes its gate.
     pub promote: bool,
+    /// When it must have ended, milliseconds since the Unix epoch.
+    pub until_ms: Option<u64>,
 }
 
 words! {
@@ -181,6 +204,10 @@ pub enum AdminReply {
     Datasets(Vec<DatasetSummary>),
     /// To `TrainStart` and `TrainStatus`.
     Train(TrainStatus),
+    /// To `TrainReport`.
+    TrainReport(Box<JobReport>),
+    /// To `AdapterExport`, behind the last file.
+    Exported(ExportSummary),
     /// To `AdapterList`.
     Adapters(Vec<AdapterSummary>),
     /// To `AdapterPromote` and `AdapterRollback`: the active generation, if any.
@@ -192,6 +219,33 @@ pub enum AdminReply {
     AuditEntries(Vec<AuditEntry>),
     /// To `AuditVerify`.
     AuditVerified(AuditVerdict),
+}
+
+/// Everything that is known of a training job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobReport {
+    /// Where it stands.
+    pub status: TrainStatus,
+    /// What it made, with what its gate found.
+    pub adapter: Option<AdapterSummary>,
+    /// Its curves, oldest first; evenly thinned to [`MAX_CURVE_POINTS`].
+    pub curves: Vec<CurvePoint>,
+}
+
+/// Most points of one report.
+pub const MAX_CURVE_POINTS: usize = 4000;
+
+/// What was exported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportSummary {
+    /// The generation.
+    pub adapter: AdapterId,
+    /// Files, manifest and signature included.
+    pub files: u32,
+    /// Bytes of all of them.
+    pub bytes: u64,
+    /// The key that signed the manifest, base64.
+    pub public_key: String,
 }
 
 /// How the appliance is.

@@ -190,6 +190,9 @@ pub enum TrainCommand {
         /// The cut [default: the newest]
         #[arg(long, value_name = "ID")]
         dataset: Option<DatasetId>,
+        /// Have it ended by this time of day, the next time the clock shows it, such as 06:30
+        #[arg(long, value_name = "HH:MM")]
+        until: Option<String>,
         /// Seed of initialisation and order
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -208,6 +211,11 @@ pub enum TrainCommand {
         #[arg(long)]
         follow: bool,
     },
+    /// What a job learnt, how its losses went, and what its gate found
+    Report {
+        /// Which job; the last one when absent
+        job: Option<JobId>,
+    },
     /// Pause training after a checkpoint; `train start` goes on from it
     Stop,
 }
@@ -224,6 +232,21 @@ pub enum AdapterCommand {
     },
     /// Go back to the generation that was active before
     Rollback,
+    /// Write a generation as files: PEFT LoRA, GGUF, router, manifest with signature, model card
+    Export {
+        /// Which; it must have passed its gate
+        id: AdapterId,
+        /// Folder for the files; made when it is missing, refused when it is not empty
+        dir: PathBuf,
+    },
+    /// Check that the files of an export are those that were signed; needs no appliance
+    Verify {
+        /// The folder
+        dir: PathBuf,
+        /// The clinic's key, as `adapter export` shows it
+        #[arg(long, value_name = "BASE64")]
+        key: Option<String>,
+    },
 }
 
 /// `audit`.

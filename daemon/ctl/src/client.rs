@@ -17,6 +17,20 @@ const LONG: Duration = Duration::from_secs(15 * 60);
 /// Most progress reports of one request: more than the longest training has steps.
 const MAX_PROGRESS: u32 = 50_000_000;
 
+/// A file that the daemon sends.
+#[derive(Debug)]
+pub enum FilePart {
+    /// A file begins.
+    Begin {
+        /// Its place in the folder, not checked.
+        path: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// More of it.
+    Chunk(Vec<u8>),
+}
+
 /// A client of one admin socket. Every request opens a connection of its own.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -39,6 +53,23 @@ impl Client {
         let mut stream = self.connect(patience)?;
         match send(&mut stream, &ToDaemon::Request(request)) {
             Ok(()) => answer(&mut stream, patience, on_progress),
+            Err(error) => Err(instead(&mut stream, patience, error)),
+        }
+    }
+
+    /// Asks, passes files on, and gives the answer.
+    ///
+    /// # Errors
+    /// As [`Client::ask`], and what `on_file` refuses.
+    pub fn ask_files(
+        &self,
+        request: AdminRequest,
+        on_file: &mut dyn FnMut(FilePart) -> Result<(), CtlError>,
+    ) -> Result<AdminReply, CtlError> {
+        let patience = patience(&request);
+        let mut stream = self.connect(patience)?;
+        match send(&mut stream, &ToDaemon::Request(request)) {
+            Ok(()) => hear(&mut stream, patience, &mut |_| (), on_file),
             Err(error) => Err(instead(&mut stream, patience, error)),
         }
     }
@@ -95,7 +126,8 @@ fn patience(request: &AdminRequest) -> Duration {
                 QUICK
             }
         }
-        R::Status | R::Init { .. } | R::Unseal { .. } | R::Seal => QUICK,
+        R::AdapterExport { .. } => LONG,
+        R::Status | R::TrainReport { .. } | R::Init { .. } | R::Unseal { .. } | R::Seal => QUICK,
         R::CertEnroll { .. } | R::CertList | R::CertRevoke { .. } | R::RosterSet { .. } => QUICK,
         R::DatasetList | R::AdapterList | R::AdapterPromote { .. } | R::AdapterRollback | R::AuditTail { .. } => QUICK,
     }
@@ -152,9 +184,20 @@ fn answer(
     patience: Duration,
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<AdminReply, CtlError> {
+    hear(stream, patience, on_progress, &mut |_| Err(CtlError::UnexpectedReply))
+}
+
+fn hear(
+    stream: &mut UnixStream,
+    patience: Duration,
+    on_progress: &mut dyn FnMut(Progress),
+    on_file: &mut dyn FnMut(FilePart) -> Result<(), CtlError>,
+) -> Result<AdminReply, CtlError> {
     for _ in 0..MAX_PROGRESS {
         match receive(stream).map_err(|error| timed(error, patience))? {
             FromDaemon::Progress(progress) => on_progress(progress),
+            FromDaemon::File { path, bytes } => on_file(FilePart::Begin { path, bytes })?,
+            FromDaemon::Chunk(chunk) => on_file(FilePart::Chunk(chunk))?,
             FromDaemon::Done(outcome) => return (*outcome).map_err(CtlError::Problem),
         }
     }

@@ -74,6 +74,9 @@ pub enum CtlError {
     /// The audit trail does not hold.
     #[error("AUDIT ALARM: {0}")]
     Alarm(String),
+    /// Files of an export are not what was signed.
+    #[error("the export does not hold: {0}")]
+    Broken(String),
     /// Standard output cannot be written.
     #[error("cannot write the answer: {0}")]
     Output(io::Error),
@@ -121,7 +124,7 @@ impl CtlError {
             Self::Timeout(_) => "timeout",
             Self::Input { .. } => "bad_request",
             Self::File { .. } | Self::KeyLost { .. } | Self::Output(_) => "local_file",
-            Self::Alarm(_) => "integrity",
+            Self::Alarm(_) | Self::Broken(_) => "integrity",
         }
     }
 
@@ -133,7 +136,7 @@ impl CtlError {
             Self::NotRunning(_) => 3,
             Self::NoAccess(_) => 4,
             Self::Input { .. } | Self::File { .. } => 2,
-            Self::Alarm(_) => 7,
+            Self::Alarm(_) | Self::Broken(_) => 7,
             Self::Timeout(_) | Self::Closed | Self::Connection(_) => 8,
             Self::Connect { .. } | Self::Frame(_) | Self::UnexpectedReply | Self::Endless => 1,
             Self::KeyLost { .. } | Self::Output(_) => 1,
@@ -161,6 +164,9 @@ impl CtlError {
             Self::KeyLost { serial, .. } => format!("empathctl cert revoke {serial}, then enroll again"),
             Self::Alarm(_) => {
                 "empathctl seal, keep the state folder as it is, and call whoever answers for security".into()
+            }
+            Self::Broken(_) => {
+                "do not use these files; export again into an empty folder: empathctl adapter export ID DIR".into()
             }
             Self::Output(_) => "make room or give another output, then run the command again".into(),
         }

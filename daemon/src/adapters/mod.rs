@@ -1,7 +1,9 @@
 //! Adapter generations: which there are, which one answers, and that the engine has it in memory. Only what passed its
 //! gate is loaded for answers. How a generation is trained or judged is not known here.
 
+mod card;
 mod description;
+pub(crate) mod export;
 
 pub(crate) use description::{Description, Lineage};
 
@@ -67,7 +69,7 @@ impl Adapters {
     }
 }
 
-fn summary(stored: &StoredAdapter) -> Result<AdapterSummary, Problem> {
+pub(crate) fn summary(stored: &StoredAdapter) -> Result<AdapterSummary, Problem> {
     let description: Description = stored::decode(&stored.body)?;
     Ok(AdapterSummary {
         id: stored.id,

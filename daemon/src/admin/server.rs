@@ -2,8 +2,8 @@
 //! appliance. Who the caller is comes from the kernel alone.
 
 use super::members::Members;
-use super::translate::{self, Incoming};
-use super::upload::CHUNKS_WAITING_MAX;
+use super::translate::{self, Incoming, Outgoing};
+use super::upload::{CHUNKS_WAITING_MAX, FilePart};
 use crate::action::Action;
 use crate::actor::Actor;
 use crate::app::{App, Reply};
@@ -88,10 +88,13 @@ async fn connection(stream: UnixStream, app: Arc<App>, members: &Members, limits
     let Ok(credentials) = stream.peer_cred() else { return };
     let actor = members.actor(credentials.uid(), credentials.gid());
     let (mut reader, writer) = stream.into_split();
-    let (progress, waiting) = mpsc::channel(PROGRESS_WAITING_MAX);
+    let (progress, progress_waiting) = mpsc::channel(PROGRESS_WAITING_MAX);
+    let (files, files_waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
+    let (outgoing, waiting) =
+        (Outgoing { progress, files }, Waiting { progress: progress_waiting, files: files_waiting });
     let first = tokio::time::timeout(limits.idle, wire::read::<ToDaemon>(&mut reader)).await;
     let incoming = match first {
-        Ok(Ok(Some(ToDaemon::Request(request)))) => translate::incoming(request, limits.upload_bytes_max, progress),
+        Ok(Ok(Some(ToDaemon::Request(request)))) => translate::incoming(request, limits.upload_bytes_max, outgoing),
         // Nothing was said: nothing is answered.
         Ok(Ok(None)) => return,
         // Performed for its entry in the trail; what is told is what went wrong here.
@@ -126,13 +129,42 @@ async fn feed(reader: &mut OwnedReadHalf, chunks: mpsc::Sender<Vec<u8>>, idle: D
     }
 }
 
-/// Performs the action and writes progress and the one reply.
+/// What an action says before its reply.
+struct Waiting {
+    progress: mpsc::Receiver<Progress>,
+    files: mpsc::Receiver<FilePart>,
+}
+
+impl Waiting {
+    /// The next message; `None` when nothing more can come.
+    async fn next(&mut self) -> Option<FromDaemon> {
+        tokio::select! {
+            Some(progress) = self.progress.recv() => Some(FromDaemon::Progress(progress)),
+            Some(part) = self.files.recv() => Some(frame_of(part)),
+            else => None,
+        }
+    }
+
+    fn close(&mut self) {
+        self.progress.close();
+        self.files.close();
+    }
+}
+
+fn frame_of(part: FilePart) -> FromDaemon {
+    match part {
+        FilePart::Begin { path, bytes } => FromDaemon::File { path, bytes },
+        FilePart::Chunk(chunk) => FromDaemon::Chunk(chunk),
+    }
+}
+
+/// Performs the action and writes progress, files and the one reply.
 async fn answer(
     app: &Arc<App>,
     actor: &Actor,
     action: Action,
     mut writer: OwnedWriteHalf,
-    mut waiting: mpsc::Receiver<Progress>,
+    mut waiting: Waiting,
     limit: Duration,
 ) {
     let misread = matches!(action, Action::Unknown);
@@ -141,8 +173,8 @@ async fn answer(
     let result = loop {
         tokio::select! {
             biased;
-            Some(progress) = waiting.recv() => {
-                if !sent(&mut writer, &FromDaemon::Progress(progress), limit).await {
+            Some(message) = waiting.next() => {
+                if !sent(&mut writer, &message, limit).await {
                     // The caller is gone. What it began is finished all the same.
                     waiting.close();
                 }
@@ -150,6 +182,9 @@ async fn answer(
             result = &mut performing => break result,
         }
     };
+    while let Ok(part) = waiting.files.try_recv() {
+        sent(&mut writer, &frame_of(part), limit).await;
+    }
     let result = match result {
         Ok(Reply::Admin(reply)) => Ok(*reply),
         Ok(_) => Err(defect("An action had a reply of another kind.")),
@@ -194,7 +229,7 @@ mod tests {
         let answer = loop {
             match wire::read::<FromDaemon>(&mut ours).await.expect("a frame").expect("an answer") {
                 FromDaemon::Done(answer) => break *answer,
-                FromDaemon::Progress(_) => {}
+                _ => {}
             }
         };
         drop(ours);

@@ -1,6 +1,6 @@
 //! From a request of the admin socket to an action, one to one.
 
-use super::upload::{ProgressSink, Upload};
+use super::upload::{FilePart, FileSink, ProgressSink, Upload};
 use crate::action::Action;
 use empathd_proto::admin::{AdminRequest, Progress};
 use tokio::sync::mpsc;
@@ -11,9 +11,15 @@ pub(super) struct Incoming {
     pub(super) chunks: Option<mpsc::Sender<Vec<u8>>>,
 }
 
+/// Where an action sends what it says before its reply.
+pub(super) struct Outgoing {
+    pub(super) progress: mpsc::Sender<Progress>,
+    pub(super) files: mpsc::Sender<FilePart>,
+}
+
 /// The action of a request.
-pub(super) fn incoming(request: AdminRequest, upload_bytes_max: u64, progress: mpsc::Sender<Progress>) -> Incoming {
-    let progress = ProgressSink::new(progress);
+pub(super) fn incoming(request: AdminRequest, upload_bytes_max: u64, outgoing: Outgoing) -> Incoming {
+    let (progress, files) = (ProgressSink::new(outgoing.progress), FileSink::new(outgoing.files));
     let action = match request {
         AdminRequest::RosterSet { bytes } => {
             let (chunks, upload) = Upload::new(bytes, upload_bytes_max);
@@ -35,9 +41,11 @@ pub(super) fn incoming(request: AdminRequest, upload_bytes_max: u64, progress: m
         AdminRequest::DatasetList => Action::DatasetList,
         AdminRequest::TrainStart(options) => Action::TrainStart(options),
         AdminRequest::TrainStatus { job, follow } => Action::TrainStatus { job, follow, progress },
+        AdminRequest::TrainReport { job } => Action::TrainReport { job },
         AdminRequest::TrainStop => Action::TrainStop,
         AdminRequest::AdapterList => Action::AdapterList,
         AdminRequest::AdapterPromote { id } => Action::AdapterPromote { id },
+        AdminRequest::AdapterExport { id } => Action::AdapterExport { id, files },
         AdminRequest::AdapterRollback => Action::AdapterRollback,
         AdminRequest::AuditTail { count } => Action::AuditTail { count },
         AdminRequest::AuditVerify { known } => Action::AuditVerify { known, progress },

@@ -2,6 +2,7 @@
 
 use empathd_proto::Problem;
 use empathd_proto::admin::Progress;
+use empathd_proto::frame::CHUNK_BYTES;
 use empathd_proto::problem::ErrorCode;
 use tokio::sync::mpsc;
 
@@ -50,6 +51,52 @@ impl Upload {
 fn wrong_length(word: &str) -> Problem {
     let detail = format!("The upload had {word} bytes than announced.");
     Problem::new(ErrorCode::BadRequest, detail, "Send the file again; nothing was kept.")
+}
+
+/// A file on its way out.
+#[derive(Debug)]
+pub enum FilePart {
+    /// A file begins.
+    Begin {
+        /// Its place in the folder.
+        path: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// More of it, at most [`CHUNK_BYTES`].
+    Chunk(Vec<u8>),
+}
+
+/// Where files of an action go. A file waits for whoever takes it; nothing is dropped.
+#[derive(Debug, Clone, Default)]
+pub struct FileSink(Option<mpsc::Sender<FilePart>>);
+
+impl FileSink {
+    /// Files into this channel.
+    #[must_use]
+    pub fn new(sender: mpsc::Sender<FilePart>) -> Self {
+        Self(Some(sender))
+    }
+
+    /// Sends a whole file.
+    ///
+    /// # Errors
+    /// Nobody takes it any more.
+    pub async fn send(&self, path: String, bytes: Vec<u8>) -> Result<(), Problem> {
+        let begin = FilePart::Begin { path, bytes: bytes.len() as u64 };
+        let chunks = bytes.chunks(CHUNK_BYTES).map(|chunk| FilePart::Chunk(chunk.to_vec()));
+        for part in std::iter::once(begin).chain(chunks) {
+            let sent = match &self.0 {
+                Some(sender) => sender.send(part).await.is_ok(),
+                None => false,
+            };
+            if !sent {
+                let detail = "The caller went away before every file was taken.";
+                return Err(Problem::new(ErrorCode::Timeout, detail, "Run the command again with an empty folder."));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where progress of an action goes. Progress that nobody takes in time is dropped: it is never waited for.

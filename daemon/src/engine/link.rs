@@ -61,6 +61,13 @@ pub enum Event {
         /// Their BLAKE3 digest.
         digest: [u8; 32],
     },
+    /// A whole file of an export.
+    File {
+        /// Its place in the folder, as the engine says it.
+        path: String,
+        /// Its bytes, checked against the announced digest.
+        bytes: Vec<u8>,
+    },
 }
 
 /// A connection.
@@ -185,10 +192,17 @@ async fn write_all(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<ToEngin
     }
 }
 
+/// What an announced thing is.
+enum What {
+    Checkpoint(u32),
+    Adapter,
+    File(String),
+}
+
 /// An announced thing of which not every chunk has come.
 struct Arriving {
     head: BlobHead,
-    step: Option<u32>,
+    what: What,
     bytes: Vec<u8>,
 }
 
@@ -197,9 +211,10 @@ type ArrivingByTag = HashMap<u64, Arriving>;
 /// Puts chunks together; gives an event when there is a whole one.
 fn assemble(arriving: &mut ArrivingByTag, message: FromEngine) -> Result<Option<(u64, Event)>, LinkError> {
     let FromEngine { tag, body } = message;
-    let (head, step) = match body {
-        FromEngineBody::Checkpoint { step, blob } => (blob, Some(step)),
-        FromEngineBody::Adapter { blob } => (blob, None),
+    let (head, what) = match body {
+        FromEngineBody::Checkpoint { step, blob } => (blob, What::Checkpoint(step)),
+        FromEngineBody::Adapter { blob } => (blob, What::Adapter),
+        FromEngineBody::File { path, blob } => (blob, What::File(path)),
         FromEngineBody::Chunk(chunk) => return take_chunk(arriving, tag, &chunk),
         body => {
             if body.is_last() {
@@ -211,7 +226,7 @@ fn assemble(arriving: &mut ArrivingByTag, message: FromEngine) -> Result<Option<
     if head.bytes == 0 || head.bytes > BLOB_BYTES_MAX {
         return Err(LinkError::Protocol("an announced size is outside its bounds"));
     }
-    if arriving.insert(tag, Arriving { head, step, bytes: Vec::new() }).is_some() {
+    if arriving.insert(tag, Arriving { head, what, bytes: Vec::new() }).is_some() {
         return Err(LinkError::Protocol("a second thing was announced before the first was whole"));
     }
     Ok(None)
@@ -227,13 +242,14 @@ fn take_chunk(arriving: &mut ArrivingByTag, tag: u64, chunk: &[u8]) -> Result<Op
     if bytes_after < blob.head.bytes {
         return Ok(None);
     }
-    let Some(Arriving { head, step, bytes }) = arriving.remove(&tag) else { return Ok(None) };
+    let Some(Arriving { head, what, bytes }) = arriving.remove(&tag) else { return Ok(None) };
     if *blake3::hash(&bytes).as_bytes() != head.blake3 {
         return Err(LinkError::Protocol("the bytes do not have the announced digest"));
     }
-    let event = match step {
-        Some(step) => Event::Checkpoint { step, bytes },
-        None => Event::Adapter { bytes, digest: head.blake3 },
+    let event = match what {
+        What::Checkpoint(step) => Event::Checkpoint { step, bytes },
+        What::Adapter => Event::Adapter { bytes, digest: head.blake3 },
+        What::File(path) => Event::File { path, bytes },
     };
     Ok(Some((tag, event)))
 }

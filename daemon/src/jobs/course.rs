@@ -1,6 +1,7 @@
 //! The course of one training job: lesson, engine, checkpoints, adapter, gate, promotion. A lost engine is waited for and
 //! the job goes on from its last checkpoint. How a mixture is trained is not known here.
 
+use super::curves::{self, Curves};
 use super::examples;
 use super::gate::{self, EXAMPLES_PER_MESSAGE};
 use super::job_doc::JobDoc;
@@ -14,11 +15,13 @@ use crate::problem::{self, Fault, defect};
 use crate::records;
 use crate::stored;
 use empathd_proto::audit::{ActionKind, AuditObject, Outcome};
-use empathd_proto::engine::{BaseModel, EngineFailure, Example, FromEngineBody, MAX_EXAMPLES, Part, ToEngineBody};
+use empathd_proto::engine::{
+    BaseModel, CurvePoint, EngineFailure, Example, FromEngineBody, MAX_EXAMPLES, Part, ToEngineBody,
+};
 use empathd_proto::ids::{AdapterId, DatasetId, JobId, RecordId};
 use empathd_proto::problem::{ErrorCode, Problem};
 use empathd_proto::record::Domain;
-use empathd_proto::report::{GateReport, JobState, TrainPhase, TrainProgress, TrainReport};
+use empathd_proto::report::{EndReason, GateReport, JobState, TrainPhase, TrainProgress, TrainReport};
 use empathd_store::{AuditDraft, DatasetCut, NewAdapter, Reader, Store};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -115,20 +118,21 @@ impl From<Problem> for Cut {
 
 /// Runs a job to its end and keeps how it ended.
 pub(crate) async fn run(app: &Arc<App>, job: JobDoc, lesson: Lesson, stop: &CancellationToken) {
-    let mut course = Course { app, job, lesson, stop };
+    let mut course = Course { app, job, lesson, stop, curves: None };
     let ended = course.drive().await;
-    let job = &mut course.job;
     let (state, outcome) = match &ended {
         Ok(End::Finished) => (JobState::Finished, Outcome::Done),
-        Ok(End::Paused) => (JobState::Paused, Outcome::Done),
+        Ok(End::Paused) => (course.rests(), Outcome::Done),
         Err(problem) => (JobState::Failed, Outcome::Failed(problem.code)),
     };
+    let job = &mut course.job;
     job.state = state;
     job.error = ended.err().map(|problem| problem.detail);
     if let (JobState::Finished, Some(progress)) = (state, &mut job.progress) {
         progress.phase = TrainPhase::Done;
     }
-    let action = if state == JobState::Paused { ActionKind::TrainStop } else { ActionKind::TrainEnd };
+    let rests = matches!(state, JobState::Paused | JobState::Waiting);
+    let action = if rests { ActionKind::TrainStop } else { ActionKind::TrainEnd };
     let draft = AuditDraft { outcome, ..course.draft(action) };
     let job = course.job.clone();
     let status = job.status();
@@ -144,9 +148,35 @@ struct Course<'a> {
     job: JobDoc,
     lesson: Lesson,
     stop: &'a CancellationToken,
+    /// Where the curves are drawn; none when they cannot be.
+    curves: Option<Curves>,
 }
 
 impl Course<'_> {
+    /// How a job rests that was told to: until somebody starts it, or until its window opens.
+    fn rests(&self) -> JobState {
+        let closed = self.app.config.training.window.is_some_and(|window| !window.is_open(&*self.app.clock));
+        if closed { JobState::Waiting } else { JobState::Paused }
+    }
+
+    /// Begins to draw the curves from the checkpoint that the job goes on from. Without them it trains all the same.
+    fn open_curves(&mut self) {
+        let (app, job) = (self.app, &self.job);
+        let goes_on = job.checkpoint.map(|(step, _)| step);
+        let folder = curves::folder(&app.config.state);
+        self.curves = Curves::open(&folder, job.id, goes_on, job.spec.steps, app.clock.now_ms())
+            .inspect_err(|error| tracing::warn!(%error, job = %job.id, "the training curves cannot be written"))
+            .ok();
+    }
+
+    fn draw(&mut self, point: CurvePoint) {
+        let Some(curves) = &mut self.curves else { return };
+        if let Err(error) = curves.draw(point, self.app.clock.now_ms()) {
+            tracing::warn!(%error, job = %self.job.id, "the training curves cannot be written");
+            self.curves = None;
+        }
+    }
+
     fn draft(&self, action: ActionKind) -> AuditDraft {
         let count = u64::from(self.job.steps_safe());
         AuditDraft { object: AuditObject::Job(self.job.id), count, ..self.app.own_draft(action) }
@@ -202,6 +232,7 @@ impl Course<'_> {
     async fn session(&mut self, ready: &Ready) -> Result<Option<AdapterId>, Cut> {
         let mut work = ready.link.begin(ToEngineBody::Train(self.job.spec.clone()), WAITING_MAX).await?;
         self.send_lesson(&work).await?;
+        self.open_curves();
         let (mut weights, mut cancelled) = (None, false);
         loop {
             let event = tokio::select! {
@@ -214,17 +245,18 @@ impl Course<'_> {
             };
             match event {
                 Event::Said(FromEngineBody::Progress(progress)) => self.publish(progress),
+                Event::Said(FromEngineBody::Curve(point)) => self.draw(*point),
                 Event::Checkpoint { step, bytes } => self.keep_checkpoint(step, bytes).await?,
                 Event::Adapter { bytes, digest } => weights = Some((bytes, digest)),
                 // What was cut short by a pause is no adapter yet; its checkpoint came before.
-                Event::Said(FromEngineBody::Trained(report)) if cancelled && report.stopped_early => return Ok(None),
+                Event::Said(FromEngineBody::Trained(report)) if report.ended == EndReason::Command => return Ok(None),
                 Event::Said(FromEngineBody::Trained(report)) => {
                     let (bytes, digest) = weights.ok_or_else(|| defect("The engine sent no adapter."))?;
                     return Ok(Some(self.register(bytes, digest, *report).await?));
                 }
                 Event::Said(FromEngineBody::Failed(EngineFailure::Cancelled)) if cancelled => return Ok(None),
                 Event::Said(FromEngineBody::Failed(failure)) => return Err(engine::failed(&failure).into()),
-                Event::Said(_) => {}
+                Event::File { .. } | Event::Said(_) => {}
             }
         }
     }
@@ -335,10 +367,11 @@ mod tests {
     use crate::admin::upload::{ProgressSink, Upload};
     use crate::app::{App, Reply};
     use crate::engine::link::head_of;
-    use crate::fixture::{Fixture, Played, ROOT};
+    use crate::fixture::{Fixture, NOW_MS, Played, ROOT};
+    use crate::jobs::{curves, window};
     use empathd_proto::admin::{AdminReply, TrainOptions};
-    use empathd_proto::engine::{Example, ExampleScore, FromEngineBody, Part, ToEngineBody};
-    use empathd_proto::report::{AdapterState, JobState, TrainReport, TrainStatus};
+    use empathd_proto::engine::{CurvePoint, Example, ExampleScore, FromEngineBody, Part, StepPoint, ToEngineBody};
+    use empathd_proto::report::{AdapterState, EndReason, JobState, TrainReport, TrainStatus};
     use std::sync::Arc;
 
     async fn admin(app: &Arc<App>, action: Action) -> AdminReply {
@@ -371,7 +404,14 @@ mod tests {
     }
 
     fn begin(promote: bool) -> Action {
-        Action::TrainStart(TrainOptions { dataset: None, steps: Some(4), minutes: None, seed: 1, promote })
+        Action::TrainStart(TrainOptions {
+            dataset: None,
+            steps: Some(4),
+            minutes: None,
+            seed: 1,
+            promote,
+            until_ms: None,
+        })
     }
 
     async fn until(app: &Arc<App>, state: JobState) -> TrainStatus {
@@ -516,7 +556,7 @@ mod tests {
         let stopping = tokio::spawn(async move { admin(&app, Action::TrainStop).await });
         engine.hear_until(|body| matches!(body, ToEngineBody::Cancel).then_some(())).await;
         checkpoint(&mut engine, tag, 1, b"one step").await;
-        let report = TrainReport { stopped_early: true, ..TrainReport::default() };
+        let report = TrainReport { stopped_early: true, ended: EndReason::Command, ..TrainReport::default() };
         engine.say(tag, FromEngineBody::Trained(Box::new(report))).await;
         let AdminReply::Train(paused) = stopping.await.expect("no panic") else { panic!("a status") };
         assert_eq!((paused.state, paused.adapter), (JobState::Paused, None));
@@ -524,5 +564,111 @@ mod tests {
         assert_eq!(again.job, first.job);
         let (_, resume) = lesson(&mut engine).await;
         assert_eq!(resume.as_deref(), Some(b"one step".as_slice()));
+    }
+
+    const HOUR_MS: u64 = 3_600_000;
+
+    /// Ends a job on command, as an engine does: the state first.
+    async fn pause(engine: &mut Played, tag: u64, step: u32, bytes: &[u8]) {
+        engine.hear_until(|body| matches!(body, ToEngineBody::Cancel).then_some(())).await;
+        checkpoint(engine, tag, step, bytes).await;
+        let report = TrainReport { stopped_early: true, ended: EndReason::Command, ..TrainReport::default() };
+        engine.say(tag, FromEngineBody::Trained(Box::new(report))).await;
+    }
+
+    #[tokio::test]
+    async fn a_job_runs_in_its_window_and_goes_on_in_the_next_night() {
+        let mut fixture = Fixture::unsealed("[training]\nwindow = \"20:00-08:00\"").await;
+        let app = fixture.app.clone();
+        prepare(&app).await;
+        let mut engine = fixture.connect().await;
+        let AdminReply::Train(first) = admin(&app, begin(false)).await else { panic!("a job") };
+        assert_eq!(first.state, JobState::Waiting, "it is eight in the morning");
+        let night = app.config.training.window.expect("a window");
+        window::look(&app, night).await;
+        until(&app, JobState::Waiting).await;
+        fixture.clock.set(NOW_MS + 14 * HOUR_MS);
+        window::look(&app, night).await;
+        until(&app, JobState::Running).await;
+        let (tag, resume) = lesson(&mut engine).await;
+        assert_eq!(resume, None);
+        fixture.clock.set(NOW_MS + 24 * HOUR_MS);
+        let closing = {
+            let app = app.clone();
+            tokio::spawn(async move { window::look(&app, night).await })
+        };
+        pause(&mut engine, tag, 3, b"three steps").await;
+        closing.await.expect("no panic");
+        assert_eq!(until(&app, JobState::Waiting).await.adapter, None);
+        fixture.clock.set(NOW_MS + 36 * HOUR_MS);
+        window::look(&app, night).await;
+        let (_, resume) = lesson(&mut engine).await;
+        assert_eq!(resume.as_deref(), Some(b"three steps".as_slice()));
+        assert_eq!(until(&app, JobState::Running).await.job, first.job);
+    }
+
+    #[tokio::test]
+    async fn curves_are_drawn_and_end_where_the_checkpoint_is() {
+        let mut fixture = Fixture::unsealed("").await;
+        let app = fixture.app.clone();
+        prepare(&app).await;
+        let mut engine = fixture.connect().await;
+        let AdminReply::Train(first) = admin(&app, begin(false)).await else { panic!("a job") };
+        let point = |step| CurvePoint::Step(StepPoint { step, loss: 1.0 / step as f32, ..StepPoint::default() });
+        let (tag, _) = lesson(&mut engine).await;
+        for step in 1..=4 {
+            engine.say(tag, FromEngineBody::Curve(Box::new(point(step)))).await;
+            if step == 2 {
+                checkpoint(&mut engine, tag, 2, b"two steps").await;
+            }
+        }
+        let folder = curves::folder(&app.config.state);
+        for _ in 0..500 {
+            if curves::read(&folder, first.job).is_ok_and(|points| points.len() == 4) {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        drop(engine);
+        let mut engine = fixture.connect().await;
+        let (tag, _) = lesson(&mut engine).await;
+        engine.say(tag, FromEngineBody::Curve(Box::new(point(3)))).await;
+        trained(&mut engine, tag).await;
+        engine
+            .hear_until(|body| {
+                matches!(body, ToEngineBody::Evaluate { .. } | ToEngineBody::PutAdapter { .. }).then_some(())
+            })
+            .await;
+        assert_eq!(curves::read(&folder, first.job).expect("read"), [point(1), point(2), point(3)]);
+    }
+
+    #[tokio::test]
+    async fn an_altered_checkpoint_is_never_gone_on_from() {
+        let mut fixture = Fixture::unsealed("").await;
+        let app = fixture.app.clone();
+        prepare(&app).await;
+        let mut engine = fixture.connect().await;
+        admin(&app, begin(false)).await;
+        let (tag, _) = lesson(&mut engine).await;
+        let stopping = {
+            let app = app.clone();
+            tokio::spawn(async move { admin(&app, Action::TrainStop).await })
+        };
+        pause(&mut engine, tag, 1, &[7; 4096]).await;
+        stopping.await.expect("no panic");
+        let files = std::fs::read_dir(fixture.folder.path().join("blobs")).expect("blobs").flatten();
+        let mut altered = 0;
+        for file in files.map(|entry| entry.path()) {
+            let mut bytes = std::fs::read(&file).expect("read");
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            std::fs::write(&file, bytes).expect("written");
+            altered += 1;
+        }
+        assert_eq!(altered, 1);
+        admin(&app, begin(true)).await;
+        let failed = until(&app, JobState::Failed).await;
+        assert!(failed.error.is_some() && failed.adapter.is_none(), "{failed:?}");
+        assert_eq!(app.adapters.active(), None, "nothing answers that was not trained to its end");
     }
 }

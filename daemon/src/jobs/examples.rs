@@ -12,7 +12,7 @@ const BYTES_PER_TOKEN: usize = 3;
 
 /// The examples of a record. A conversation longer than `seq_len` tokens, as far as its bytes tell, becomes several, each
 /// of which begins with the client and ends with the clinician.
-pub(crate) fn examples(record: &Record, part: Part, seq_len: u32) -> Vec<Example> {
+pub fn examples(record: &Record, part: Part, seq_len: u32) -> Vec<Example> {
     let window_bytes = seq_len as usize * BYTES_PER_TOKEN;
     let mut windows: Vec<Vec<PlainMessage>> = Vec::new();
     let mut bytes = 0;

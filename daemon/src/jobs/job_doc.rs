@@ -25,10 +25,12 @@ pub(crate) struct JobDoc {
     pub(crate) progress: Option<TrainProgress>,
     pub(crate) adapter: Option<AdapterId>,
     pub(crate) error: Option<String>,
+    /// A checkpoint of an earlier release, which goes with the next change.
+    pub(crate) outdated: Option<BlobId>,
 }
 
 impl Stored for JobDoc {
-    type First = Self;
+    type First = v1::JobDoc;
 }
 
 impl JobDoc {
@@ -50,7 +52,11 @@ impl JobDoc {
 
     /// Keeps the job as it is now.
     pub(crate) fn put(&self, writer: &mut Writer<'_>) -> Result<(), Fault> {
-        Ok(writer.put_doc(DocKind::Job, *self.id.as_bytes(), &encode(self)?)?)
+        if let Some(blob) = self.outdated {
+            writer.drop_blob(blob)?;
+        }
+        let kept = Self { outdated: None, ..self.clone() };
+        Ok(writer.put_doc(DocKind::Job, *self.id.as_bytes(), &encode(&kept)?)?)
     }
 
     /// Keeps the job as it is now, as a change of its own.
@@ -65,4 +71,159 @@ pub(crate) fn all(store: &Store) -> Result<Vec<JobDoc>, Problem> {
     let mut jobs: Vec<JobDoc> = docs.iter().map(|(_, body)| decode(body)).collect::<Result<_, _>>()?;
     jobs.sort_by_key(|job| (job.started_at_ms, job.id));
     Ok(jobs)
+}
+
+/// Jobs as the first release kept them.
+mod v1 {
+    use empathd_proto::engine::{Guards, LossSpec, MixtureSpec, Plateau, Stages, TrainOnly, TrainSpec};
+    use empathd_proto::ids::{AdapterId, BlobId, DatasetId, JobId};
+    use empathd_proto::record::Domain;
+    use empathd_proto::report::{JobState, TrainProgress};
+    use serde::{Deserialize, Serialize};
+
+    #[derive(Serialize, Deserialize)]
+    pub(crate) struct JobDoc {
+        pub(super) id: JobId,
+        pub(super) started_at_ms: u64,
+        pub(super) dataset: DatasetId,
+        pub(super) spec: Spec,
+        pub(super) promote: bool,
+        pub(super) state: JobState,
+        pub(super) checkpoint: Option<(u32, BlobId)>,
+        pub(super) progress: Option<TrainProgress>,
+        pub(super) adapter: Option<AdapterId>,
+        pub(super) error: Option<String>,
+    }
+
+    #[derive(Clone, Serialize, Deserialize)]
+    pub(crate) struct Spec {
+        pub(super) job: JobId,
+        pub(super) mixture: Mixture,
+        pub(super) seq_len: u32,
+        pub(super) tokens_per_step: u32,
+        pub(super) steps: u32,
+        pub(super) seconds_max: u32,
+        pub(super) learning_rate: f32,
+        pub(super) router_learning_rate: f32,
+        pub(super) weight_decay: f32,
+        pub(super) warmup: f32,
+        pub(super) clip: f32,
+        pub(super) validate_every: u32,
+        pub(super) checkpoint_every: u32,
+        pub(super) patience: u32,
+        pub(super) seed: u64,
+    }
+
+    #[derive(Clone, Serialize, Deserialize)]
+    pub(crate) struct Mixture {
+        pub(super) shared_rank: u32,
+        pub(super) expert_rank: u32,
+        pub(super) experts: Vec<Option<Domain>>,
+        pub(super) top_k: u32,
+        pub(super) scale: f32,
+    }
+
+    impl From<Spec> for TrainSpec {
+        fn from(old: Spec) -> Self {
+            let Mixture { shared_rank, expert_rank, experts, top_k, scale } = old.mixture;
+            let mixture = MixtureSpec { shared_rank, expert_rank, experts, top_k, scale, ..MixtureSpec::default() };
+            Self {
+                job: old.job,
+                mixture,
+                only: TrainOnly::All,
+                seq_len: old.seq_len,
+                tokens_per_step: old.tokens_per_step,
+                pass_tokens: None,
+                steps: old.steps,
+                seconds_max: old.seconds_max,
+                learning_rate: old.learning_rate,
+                b_rate_ratio: 1.0,
+                router_learning_rate: old.router_learning_rate,
+                weight_decay: old.weight_decay,
+                warmup: old.warmup,
+                clip: old.clip,
+                validate_every: old.validate_every,
+                checkpoint_every: old.checkpoint_every,
+                patience: old.patience,
+                plateau: Plateau::default(),
+                stages: Stages::default(),
+                losses: LossSpec::default(),
+                guards: Guards::default(),
+                seed: old.seed,
+            }
+        }
+    }
+
+    impl From<JobDoc> for super::JobDoc {
+        /// A checkpoint of that time cannot be gone on from: the job begins anew.
+        fn from(old: JobDoc) -> Self {
+            Self {
+                id: old.id,
+                started_at_ms: old.started_at_ms,
+                dataset: old.dataset,
+                spec: old.spec.into(),
+                promote: old.promote,
+                state: old.state,
+                checkpoint: None,
+                progress: old.progress,
+                adapter: old.adapter,
+                error: old.error,
+                outdated: old.checkpoint.map(|(_, blob)| blob),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use empathd_proto::record::Domain;
+
+    #[test]
+    fn a_job_of_the_first_release_is_read_and_begins_anew() {
+        let mixture = v1::Mixture {
+            shared_rank: 8,
+            expert_rank: 4,
+            experts: vec![Some(Domain::Crisis), None],
+            top_k: 2,
+            scale: 2.0,
+        };
+        let spec = v1::Spec {
+            job: JobId::from_bytes([1; 16]),
+            mixture,
+            seq_len: 256,
+            tokens_per_step: 1024,
+            steps: 24,
+            seconds_max: 60,
+            learning_rate: 1e-3,
+            router_learning_rate: 2e-3,
+            weight_decay: 0.01,
+            warmup: 0.1,
+            clip: 1.0,
+            validate_every: 12,
+            checkpoint_every: 8,
+            patience: 4,
+            seed: 9,
+        };
+        let blob = BlobId::from_bytes([3; 16]);
+        let old = v1::JobDoc {
+            id: JobId::from_bytes([1; 16]),
+            started_at_ms: 5,
+            dataset: DatasetId::from_bytes([2; 16]),
+            spec,
+            promote: true,
+            state: JobState::Paused,
+            checkpoint: Some((8, blob)),
+            progress: None,
+            adapter: None,
+            error: None,
+        };
+        let mut body = vec![1];
+        body.extend(postcard::to_stdvec(&old).expect("encoded"));
+        let job: JobDoc = decode(&body).expect("read");
+        assert_eq!((job.steps_safe(), job.outdated, job.state), (0, Some(blob), JobState::Paused));
+        assert_eq!((job.spec.seed, job.spec.mixture.experts.len(), job.spec.steps), (9, 2, 24));
+        let again: JobDoc = decode(&encode(&job).expect("encoded")).expect("read");
+        assert_eq!(again.spec, job.spec);
+    }
 }

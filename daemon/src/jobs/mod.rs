@@ -2,10 +2,13 @@
 //! no connection and no caller.
 
 mod course;
+pub(crate) mod curves;
 pub(crate) mod cut;
-mod examples;
+pub mod examples;
 mod gate;
 pub(crate) mod ingest;
 mod job_doc;
+pub(crate) mod report;
 pub(crate) mod roster;
 pub(crate) mod train;
+pub(crate) mod window;

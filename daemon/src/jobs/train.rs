@@ -2,27 +2,33 @@
 //! to `course.rs`.
 
 use super::course::{self, Lesson};
+use super::curves;
 use super::job_doc::{self, JobDoc};
 use crate::admin::upload::ProgressSink;
 use crate::app::{Acted, App};
 use crate::problem::defect;
 use empathd_proto::admin::{AdminReply, Progress, TrainOptions};
 use empathd_proto::audit::{ActionKind, AuditObject};
-use empathd_proto::engine::{Guards, LossSpec, MixtureSpec, Plateau, Stages, TrainOnly, TrainSpec};
+use empathd_proto::engine::{MixtureSpec, TrainOnly, TrainSpec};
 use empathd_proto::ids::JobId;
 use empathd_proto::problem::{ErrorCode, Problem};
-use empathd_proto::report::{JobState, TrainStatus};
+use empathd_proto::record::Domain;
+use empathd_proto::report::{AdapterState, JobState, TrainStatus};
 use empathd_store::{AuditDraft, Store};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Steps that may be asked for.
 const STEPS: RangeInclusive<u32> = 1..=1_000_000;
 /// Minutes that may be asked for: the longest is the night window.
 const MINUTES: RangeInclusive<u16> = 1..=720;
+/// A job must have at least so long, milliseconds.
+const NIGHT_MS_MIN: u64 = 60_000;
+/// Share of the time of a window that is kept for the gate.
+const GATE_SHARE: f64 = 0.1;
 /// How long a pause waits for the job to leave its checkpoint.
 const PAUSED_WITHIN: Duration = Duration::from_secs(45);
 
@@ -78,9 +84,10 @@ impl Desk {
     }
 }
 
-/// Begins a job, or goes on with a paused or half-way failed one of the same cut, seed and number of steps.
+/// Begins a job, or goes on with a paused or half-way failed one of the same cut, seed and number of steps. While the
+/// window is closed it waits.
 pub(crate) async fn start(app: &Arc<App>, options: TrainOptions, draft: AuditDraft) -> Result<Acted, Problem> {
-    check(&options)?;
+    check(&options, app.clock.now_ms())?;
     app.engine.ready()?;
     let place = app.training.take(JobId::from_bytes(app.random()))?;
     let id = place.job;
@@ -89,6 +96,14 @@ pub(crate) async fn start(app: &Arc<App>, options: TrainOptions, draft: AuditDra
     let (job, lesson) = app.blocking(move |app| prepare(app, id, &options, draft)).await?;
     let status = job.status();
     app.training.publish(status.clone());
+    if job.state == JobState::Running {
+        run(app, place, ended, job, lesson);
+    }
+    Ok(Acted::recorded(AdminReply::Train(status)))
+}
+
+/// Lets a job run its course; whoever holds `ended` holds the place.
+fn run(app: &Arc<App>, place: Running, ended: DropGuard, job: JobDoc, lesson: Lesson) {
     if let Some(running) = app.training.running().as_mut() {
         running.job = job.id;
     }
@@ -97,12 +112,41 @@ pub(crate) async fn start(app: &Arc<App>, options: TrainOptions, draft: AuditDra
         let _ended = ended;
         course::run(&app, job, lesson, &place.stop).await;
     });
-    Ok(Acted::recorded(AdminReply::Train(status)))
 }
 
-fn check(options: &TrainOptions) -> Result<(), Problem> {
+/// Goes on with the job that waits for its window, if there is one and it can.
+pub(crate) async fn take_up_waiting(app: &Arc<App>) -> Result<(), Problem> {
+    if app.vault.unsealed().is_err() || app.engine.ready().is_err() || app.training.latest().is_some() {
+        return Ok(());
+    }
+    let place = app.training.take(JobId::from_bytes(app.random()))?;
+    let ended = place.ended.clone().drop_guard();
+    let Some((job, lesson)) = app.blocking(|app| waiting(app)).await? else { return Ok(()) };
+    app.training.publish(job.status());
+    run(app, place, ended, job, lesson);
+    Ok(())
+}
+
+/// The newest job that waits, kept in the store as running, and what it learns from.
+fn waiting(app: &App) -> Result<Option<(JobDoc, Lesson)>, Problem> {
+    let store = app.vault.unsealed()?;
+    let jobs = job_doc::all(&store)?;
+    let Some(mut job) = jobs.into_iter().rev().find(|job| job.state == JobState::Waiting) else { return Ok(None) };
+    let cut = course::cut(&store, Some(job.dataset))?;
+    let mut lesson = Lesson::read(&store, &cut, job.spec.seq_len, app.config.training.validation_examples_max)?;
+    lesson.guard(job.id);
+    job.state = JobState::Running;
+    let (object, count) = (AuditObject::Job(job.id), u64::from(job.steps_safe()));
+    job.save(&store, AuditDraft { object, count, ..app.own_draft(ActionKind::TrainStart) })?;
+    Ok(Some((job, lesson)))
+}
+
+fn check(options: &TrainOptions, now_ms: u64) -> Result<(), Problem> {
     let refused =
         |detail: String| Problem::new(ErrorCode::BadRequest, detail, "Correct it: empathctl train start --help");
+    if options.until_ms.is_some_and(|until| until < now_ms + NIGHT_MS_MIN) {
+        return Err(refused("The training would have to end within a minute.".to_owned()));
+    }
     match (options.steps, options.minutes) {
         (Some(steps), _) if !STEPS.contains(&steps) => {
             Err(refused(format!("The number of steps is {steps}, allowed is {} to {}.", STEPS.start(), STEPS.end())))
@@ -126,12 +170,14 @@ fn prepare(app: &App, id: JobId, options: &TrainOptions, draft: AuditDraft) -> R
     let goes_on = |job: &JobDoc| {
         // A job that failed half-way, such as on a full disk, has lost nothing of what it sealed.
         let failed_half_way = job.state == JobState::Failed && job.checkpoint.is_some();
-        (job.state == JobState::Paused || failed_half_way)
+        (matches!(job.state, JobState::Paused | JobState::Waiting) || failed_half_way)
             && job.dataset == cut.id()
             && job.spec.seed == options.seed
             && options.steps.is_none_or(|steps| steps == job.spec.steps)
     };
-    let mut job = match job_doc::all(&store)?.into_iter().rev().find(goes_on) {
+    let jobs = job_doc::all(&store)?;
+    sweep(app, &store, &jobs);
+    let mut job = match jobs.into_iter().rev().find(goes_on) {
         Some(paused) => JobDoc { promote: paused.promote || options.promote, error: None, ..paused },
         None => JobDoc {
             id,
@@ -144,35 +190,66 @@ fn prepare(app: &App, id: JobId, options: &TrainOptions, draft: AuditDraft) -> R
             progress: None,
             adapter: None,
             error: None,
+            outdated: None,
         },
     };
-    job.state = JobState::Running;
+    let may_run = training.window.is_none_or(|window| window.is_open(&*app.clock));
+    job.state = if may_run { JobState::Running } else { JobState::Waiting };
     lesson.guard(job.id);
     let count = u64::from(job.steps_safe());
     job.save(&store, AuditDraft { object: AuditObject::Job(job.id), count, ..draft })?;
     Ok((job, lesson))
 }
 
+/// Removes the curves of jobs whose adapters are retired, and of all but the newest. A disk that cannot do it is no reason
+/// not to train.
+fn sweep(app: &App, store: &Store, jobs: &[JobDoc]) {
+    let adapters = store.read(|reader| reader.adapters()).unwrap_or_default();
+    let is_retired = |job: &JobDoc| {
+        adapters.iter().any(|adapter| Some(adapter.id) == job.adapter && adapter.state == AdapterState::Retired)
+    };
+    let kept: Vec<JobId> =
+        jobs.iter().rev().filter(|job| !is_retired(job)).take(curves::JOBS_MAX).map(|job| job.id).collect();
+    if curves::sweep(&curves::folder(&app.config.state), &kept).is_err() {
+        tracing::warn!("old training curves could not be removed");
+    }
+}
+
+/// Most seconds of a job that begins now: the minutes asked for, within the window and before the moment it must end by, less
+/// what the gate takes of these.
+fn seconds_max(app: &App, options: &TrainOptions) -> u32 {
+    let minutes = options.minutes.unwrap_or(app.config.training.minutes);
+    let window_s = app.config.training.window.map(|window| window.seconds(&*app.clock));
+    let until_s = options.until_ms.map(|until| until.saturating_sub(app.clock.now_ms()) / 1000);
+    let ends = [window_s, until_s].into_iter().flatten().map(|seconds| (seconds as f64 * (1.0 - GATE_SHARE)) as u64);
+    let least = ends.chain([u64::from(minutes) * 60]).min().unwrap_or(0);
+    u32::try_from(least.max(1)).unwrap_or(u32::MAX)
+}
+
 fn spec(app: &App, job: JobId, options: &TrainOptions, steps: u32, lesson: &Lesson) -> TrainSpec {
     let training = &app.config.training;
+    let experts = lesson.experts(training.experts_min, training.experts_max);
+    let has_crisis = experts.contains(&Some(Domain::Crisis));
     TrainSpec {
         job,
         mixture: MixtureSpec {
             shared_rank: training.shared_rank,
             expert_rank: training.expert_rank,
-            experts: lesson.experts(training.experts_min, training.experts_max),
+            experts,
             top_k: training.top_k,
             scale: training.scale,
+            session_prior: training.session_prior,
+            crisis_floor: (training.session_prior && has_crisis).then_some(training.crisis_floor),
             ..MixtureSpec::default()
         },
         only: TrainOnly::All,
         seq_len: training.seq_len,
         tokens_per_step: training.tokens_per_step,
-        pass_tokens: None,
+        pass_tokens: training.pass_tokens,
         steps,
-        seconds_max: u32::from(options.minutes.unwrap_or(training.minutes)) * 60,
+        seconds_max: seconds_max(app, options),
         learning_rate: training.learning_rate,
-        b_rate_ratio: 1.0,
+        b_rate_ratio: training.b_rate_ratio,
         router_learning_rate: training.router_learning_rate,
         weight_decay: training.weight_decay,
         warmup: training.warmup,
@@ -180,10 +257,10 @@ fn spec(app: &App, job: JobId, options: &TrainOptions, steps: u32, lesson: &Less
         validate_every: training.validate_every,
         checkpoint_every: training.checkpoint_every,
         patience: training.patience,
-        plateau: Plateau::default(),
-        stages: Stages::default(),
-        losses: LossSpec::default(),
-        guards: Guards::default(),
+        plateau: training.plateau,
+        stages: training.stages,
+        losses: training.losses,
+        guards: training.guards,
         seed: options.seed,
     }
 }
@@ -247,11 +324,11 @@ pub(crate) async fn pause(app: &Arc<App>) -> bool {
     true
 }
 
-/// Takes over the jobs of the store: one that a stop left running is paused.
+/// Takes over the jobs of the store: one that a stop left running is paused, or waits for its window.
 pub(crate) fn recall(app: &App, store: &Store) -> Result<(), Problem> {
     let mut jobs = job_doc::all(store)?;
     for job in jobs.iter_mut().filter(|job| job.state == JobState::Running) {
-        job.state = JobState::Paused;
+        job.state = if app.config.training.window.is_some() { JobState::Waiting } else { JobState::Paused };
         let draft = app.own_draft(ActionKind::TrainStop);
         job.save(store, AuditDraft { object: AuditObject::Job(job.id), count: u64::from(job.steps_safe()), ..draft })?;
     }

@@ -67,6 +67,10 @@ words! {
         Complete = "complete",
         /// Embeddings were made.
         Embed = "embed",
+        /// Everything known of a training job was read.
+        TrainReport = "train_report",
+        /// A generation left the appliance as files.
+        AdapterExport = "adapter_export",
     }
 
     /// What kind of caller it was.

@@ -1,5 +1,6 @@
 //! `adapter`: generations of trained weights, and which one answers.
 
+use super::export;
 use crate::cli::AdapterCommand;
 use crate::error::CtlError;
 use crate::render;
@@ -17,6 +18,8 @@ pub(super) fn run(session: &mut Session<'_>, command: AdapterCommand) -> Result<
             session.show(&json!({ "adapters": adapters }), |edge| render::adapter::list(&adapters, edge))
         }
         AdapterCommand::Promote { id } => activate(session, AdminRequest::AdapterPromote { id }),
+        AdapterCommand::Export { id, dir } => export::export(session, id, &dir),
+        AdapterCommand::Verify { dir, key } => export::verify(session, &dir, key.as_deref()),
         AdapterCommand::Rollback => activate(session, AdminRequest::AdapterRollback),
     }
 }

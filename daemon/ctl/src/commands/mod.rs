@@ -5,6 +5,9 @@ mod adapter;
 mod audit;
 pub(crate) mod cert;
 mod dataset;
+mod export;
+#[cfg(test)]
+mod export_tests;
 #[cfg(test)]
 pub(crate) mod fake;
 pub(crate) mod ingest;

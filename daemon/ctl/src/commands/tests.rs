@@ -17,14 +17,14 @@ use std::os::unix::fs::PermissionsExt;
 const STORE: StoreId = StoreId::from_bytes([1; 16]);
 
 /// What a run left behind.
-struct Ran {
+pub(super) struct Ran {
     result: Result<(), CtlError>,
-    out: String,
-    notes: String,
-    exit: u8,
+    pub(super) out: String,
+    pub(super) notes: String,
+    pub(super) exit: u8,
 }
 
-fn run(fake: &Fake, words: &[&str]) -> Ran {
+pub(super) fn run(fake: &Fake, words: &[&str]) -> Ran {
     let socket = fake.folder.path().join("admin.sock").display().to_string();
     let words = ["empathctl", "--socket", &socket].into_iter().chain(words.iter().copied());
     let cli = Cli::try_parse_from(words).expect("a good command line");

@@ -4,8 +4,10 @@
 pub(crate) mod adapter;
 pub(crate) mod audit;
 pub(crate) mod cert;
+pub(crate) mod chart;
 pub(crate) mod dataset;
 pub(crate) mod ingest;
+pub(crate) mod report;
 pub(crate) mod status;
 pub(crate) mod table;
 pub(crate) mod train;

@@ -1,0 +1,192 @@
+//! `adapter export` and `adapter verify`: a generation as a folder of files that only its owner reads, and the check that a
+//! folder is what an appliance signed. What the files mean is not known here.
+
+use crate::client::FilePart;
+use crate::error::CtlError;
+use crate::render::words::bytes;
+use crate::session::Session;
+use empathd_proto::AdapterId;
+use empathd_proto::admin::{AdminReply, AdminRequest, ExportSummary};
+use empathd_proto::manifest::{FileFacts, Index, MANIFEST, MAX_FILES, MAX_MANIFEST_BYTES, SIGNATURE, is_inside};
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Nobody but the owner.
+const FOLDER_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+/// Folders in folders that are looked at.
+const DEPTH_MAX: usize = 8;
+
+pub(super) fn export(session: &mut Session<'_>, id: AdapterId, folder: &Path) -> Result<(), CtlError> {
+    make_empty(folder)?;
+    let mut writing = Writing { folder, open: None, files: 0 };
+    let reply = session.client.ask_files(AdminRequest::AdapterExport { id }, &mut |part| writing.take(part))?;
+    writing.finish()?;
+    let AdminReply::Exported(summary) = reply else { return Err(CtlError::UnexpectedReply) };
+    let checked = check(folder, Some(&summary.public_key))?;
+    if checked.files != summary.files as usize || summary.adapter != id || checked.adapter != id.to_string() {
+        return Err(broken("the folder holds other files than were sent"));
+    }
+    session.show(&summary, |_| exported(&summary, folder))
+}
+
+fn exported(summary: &ExportSummary, folder: &Path) -> String {
+    format!(
+        "Wrote {} files, {}, to {}. Treat them as confidential as the records.\n\n  signed by  {}\n\n\
+         Whoever receives them checks them with that key: empathctl adapter verify DIR --key KEY\n",
+        summary.files,
+        bytes(summary.bytes),
+        folder.display(),
+        summary.public_key
+    )
+}
+
+pub(super) fn verify(session: &mut Session<'_>, folder: &Path, key: Option<&str>) -> Result<(), CtlError> {
+    let checked = check(folder, key)?;
+    session.show(&checked, |_| {
+        let known = if checked.key_known {
+            "the given key"
+        } else {
+            "the key below, which was not given: compare it with the clinic's"
+        };
+        format!(
+            "Every one of {} files is as it was signed with {known}.\n\n  adapter    {}\n  signed by  {}\n",
+            checked.files, checked.adapter, checked.public_key
+        )
+    })
+}
+
+/// What a good folder is.
+#[derive(Debug, Serialize)]
+struct Checked {
+    verified: bool,
+    adapter: String,
+    /// Manifest and signature included.
+    files: usize,
+    public_key: String,
+    /// Whether the caller named the key.
+    key_known: bool,
+}
+
+/// Holds a folder against its manifest, and the manifest against its signature and the key.
+fn check(folder: &Path, key: Option<&str>) -> Result<Checked, CtlError> {
+    let manifest = read(&folder.join(MANIFEST), MAX_MANIFEST_BYTES)?;
+    let signature = read(&folder.join(SIGNATURE), MAX_MANIFEST_BYTES)?;
+    let index = Index::open(&manifest, &signature).map_err(|error| broken(&error.to_string()))?;
+    if key.is_some_and(|key| key.trim() != index.signed_by.public_key) {
+        return Err(broken("it was signed with another key than the given one"));
+    }
+    for (path, facts) in &index.files {
+        if FileFacts::of(&read(&folder.join(path), facts.bytes)?) != *facts {
+            return Err(broken(&format!("{path} is not the file that was signed")));
+        }
+    }
+    let mut there = BTreeSet::new();
+    list(folder, folder, DEPTH_MAX, &mut there)?;
+    let known = |path: &&String| !index.files.contains_key(*path) && *path != MANIFEST && *path != SIGNATURE;
+    if let Some(stranger) = there.iter().find(known) {
+        return Err(broken(&format!("{stranger} is not in the manifest")));
+    }
+    let (adapter, public_key) = (index.adapter, index.signed_by.public_key);
+    Ok(Checked { verified: true, adapter, files: there.len(), public_key, key_known: key.is_some() })
+}
+
+/// Every file below `folder`, by its path below `root`.
+fn list(root: &Path, folder: &Path, depth: usize, found: &mut BTreeSet<String>) -> Result<(), CtlError> {
+    let failed = |source| CtlError::File { doing: "read", path: folder.to_owned(), source };
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let path = entry.path();
+        let kind = entry.file_type().map_err(failed)?;
+        if kind.is_dir() && depth > 0 {
+            list(root, &path, depth - 1, found)?;
+        } else if kind.is_file() {
+            found.insert(path.strip_prefix(root).unwrap_or(&path).display().to_string());
+        } else {
+            return Err(broken("it holds something that is neither file nor folder"));
+        }
+        if found.len() > MAX_FILES + 2 {
+            return Err(broken("it holds more files than an export can have"));
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, CtlError> {
+    let failed = |source: std::io::Error| match source.kind() {
+        ErrorKind::NotFound => broken(&format!("{} is missing", path.display())),
+        _ => CtlError::File { doing: "read", path: path.to_owned(), source },
+    };
+    let data = path.symlink_metadata().map_err(failed)?;
+    if !data.is_file() || data.len() > bytes_max {
+        return Err(broken(&format!("{} is no file of the right size", path.display())));
+    }
+    fs::read(path).map_err(failed)
+}
+
+fn broken(why: &str) -> CtlError {
+    CtlError::Broken(why.to_owned())
+}
+
+/// The folder, made when it is missing, refused when something is in it.
+fn make_empty(folder: &Path) -> Result<(), CtlError> {
+    let failed = |source| CtlError::File { doing: "create", path: folder.to_owned(), source };
+    match DirBuilder::new().mode(FOLDER_MODE).create(folder) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(failed(error)),
+        Ok(()) => return Ok(()),
+    }
+    if fs::read_dir(folder).map_err(failed)?.next().is_some() {
+        let detail = format!("{} is not empty; nothing was asked for", folder.display());
+        return Err(CtlError::input(detail, "give a folder that is empty or does not exist"));
+    }
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(FOLDER_MODE);
+    fs::set_permissions(folder, mode).map_err(failed)
+}
+
+/// Files on their way into the folder.
+struct Writing<'a> {
+    folder: &'a Path,
+    open: Option<(File, PathBuf, u64)>,
+    files: usize,
+}
+
+impl Writing<'_> {
+    fn take(&mut self, part: FilePart) -> Result<(), CtlError> {
+        match part {
+            FilePart::Begin { path, bytes } => {
+                self.finish()?;
+                self.files += 1;
+                if !is_inside(&path) || self.files > MAX_FILES {
+                    return Err(broken("the daemon sent a file that does not belong into the folder"));
+                }
+                let path = self.folder.join(path);
+                let failed = |source| CtlError::File { doing: "create", path: path.clone(), source };
+                let parent = path.parent().unwrap_or(self.folder);
+                DirBuilder::new().mode(FOLDER_MODE).recursive(true).create(parent).map_err(failed)?;
+                let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path);
+                self.open = Some((file.map_err(failed)?, path, bytes));
+                Ok(())
+            }
+            FilePart::Chunk(chunk) => {
+                let Some((file, path, left)) = &mut self.open else { return Err(CtlError::UnexpectedReply) };
+                *left = left.checked_sub(chunk.len() as u64).ok_or(CtlError::UnexpectedReply)?;
+                let failed = |source| CtlError::File { doing: "write", path: path.clone(), source };
+                file.write_all(&chunk).map_err(failed)
+            }
+        }
+    }
+
+    /// The open file is whole and on the disk.
+    fn finish(&mut self) -> Result<(), CtlError> {
+        let Some((file, path, left)) = self.open.take() else { return Ok(()) };
+        if left > 0 {
+            return Err(broken(&format!("{} is not complete", path.display())));
+        }
+        file.sync_all().map_err(|source| CtlError::File { doing: "write", path, source })
+    }
+}
