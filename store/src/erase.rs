@@ -104,25 +104,38 @@ impl Writer<'_> {
         }
         let keys = self.keys_of(client)?;
         let records = self.erase_records(&keys)?;
-        self.erase_rows(Table::Contents, &|record: RecordId| records.contains(&record))?;
-        self.erase_rows(Table::Clients, &|found: ClientId| found == client)?;
         for (id, _) in &keys {
             self.delete(Table::Keys, id, Purpose::Epoch)?;
         }
         for class in DataClass::ALL {
             let tag = current_tag(self.keys(), Purpose::Client(client, class));
             self.delete(Table::Current, &tag, Purpose::Epoch)?;
-            self.drop_head(Group::Client(client, class))?;
         }
         self.forget_current(|purpose| matches!(purpose, Purpose::Client(owner, _) if owner == client));
-        let learned = self.datasets_with(&records)?;
-        let retired = self.withdraw_adapters(&learned)?;
+        let retired = self.erase_traces(client, &records)?;
         let active = self.history()?.last().copied();
         let mut tombstone = Tombstone { client, at_ms, records: records.into_iter().collect(), signature: Vec::new() };
         tombstone.signature = signing_key(self.keys()).sign(&tombstone.signed(self.keys())).to_bytes().to_vec();
         let key = *client.as_bytes();
         self.put(Table::Tombstones, &key, Purpose::Shared(Shared::Meta), &format::encode(&tombstone))?;
         Ok(Erasure { tombstone, retired, active })
+    }
+
+    /// Removes what leads to a client and its records, and retires the adapters that learned from them.
+    pub(crate) fn erase_traces(
+        &mut self,
+        client: ClientId,
+        records: &BTreeSet<RecordId>,
+    ) -> Result<Vec<AdapterId>, WriteError> {
+        self.erase_rows(Table::Contents, &|record: RecordId| records.contains(&record))?;
+        self.erase_rows(Table::Clients, &|found: ClientId| found == client)?;
+        let hold = hold_key(self.keys(), client);
+        self.delete(Table::Holds, &hold, Purpose::Shared(Shared::Meta))?;
+        for class in DataClass::ALL {
+            self.drop_head(Group::Client(client, class))?;
+        }
+        let learned = self.datasets_with(records)?;
+        self.withdraw_adapters(&learned)
     }
 
     /// Removes the records that these keys seal.

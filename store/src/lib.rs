@@ -4,12 +4,13 @@
 //!
 //! From the outside in: [`store`](Store) (the whole), `reader` and `writer` (the two sides of the barrier), `records`,
 //! `documents`, `dataset`, `adapters`, `blobs`, `audit` (one kind of thing each), `heads` (nothing vanishes unseen), `keys`,
-//! `keyring`, `recipient`, `shares`, `wrapped`, `memory` (keys), `turn` (new epochs), `erase` (of a client), `export` (signatures), `transient` (values that stay in memory), `envelope`, `padding`, `format` (bytes), `tables`, `backend` (the database under it), `stop`,
+//! `keyring`, `recipient`, `shares`, `wrapped`, `memory` (keys), `turn` (new epochs), `erase` (of a client), `backup` (out and back), `export` (signatures), `transient` (values that stay in memory), `envelope`, `padding`, `format` (bytes), `tables`, `backend` (the database under it), `stop`,
 //! `verify` (the check of a whole state). docs/FORMAT.md has the byte maps.
 
 mod adapters;
 mod audit;
 mod backend;
+mod backup;
 mod blobs;
 mod dataset;
 mod documents;
@@ -45,6 +46,7 @@ mod tests;
 pub use adapters::{NewAdapter, StoredAdapter};
 pub use audit::{AuditDraft, AuditFindings, MAX_TAIL};
 pub use backend::{Disk, RealDisk, Storage};
+pub use backup::{Backup, BackupCounts, RestoreError, RestoreFrom, Restored, fuzz_backup, fuzz_key_file};
 pub use blobs::{BlobInfo, MAX_BLOB_BYTES};
 pub use dataset::{CutRule, DatasetCut, MAX_CANDIDATES, VALIDATION_PERCENT};
 pub use documents::DocKind;

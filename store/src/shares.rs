@@ -77,6 +77,7 @@ impl RecoveryShare {
         self.number
     }
 
+    #[cfg(test)]
     pub(crate) const fn set(&self) -> SetId {
         self.set
     }

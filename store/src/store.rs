@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 /// The keyring of a store that is still being made.
 const UNFINISHED_KEYRING: &str = "keyring.new";
 /// Key of the format version in the anchor table: the one value that is not sealed.
-const FORMAT_KEY: &[u8] = b"format";
+pub(crate) const FORMAT_KEY: &[u8] = b"format";
 /// Key of how the store was left.
 const RUN_KEY: &[u8] = b"run";
 
@@ -96,26 +96,12 @@ impl Store {
     ) -> Result<Store, CreateError> {
         prepare_folder(dir, passphrase)?;
         let (keyring, unlocked) = Keyring::create(passphrase, cost, &*entropy).map_err(|_| CreateError::Memory)?;
-        let bytes = keyring.to_bytes();
-        files::replace(&dir.join(UNFINISHED_KEYRING), |file| file.write_all(&bytes)).map_err(Fault::from)?;
-        backend::discard(dir).map_err(Fault::from)?;
+        begin_folder(dir, &keyring)?;
         let id = keyring.store();
         let mut opened = Opened::new(id).map_err(Fault::from)?;
         opened.db = Some(backend::create(&*disk, dir)?);
         opened.fill(dir, &*entropy, &unlocked, audit)?;
-        // From here on there is a store.
-        fs::rename(dir.join(UNFINISHED_KEYRING), dir.join(keyring::FILE))
-            .and_then(|()| files::sync_dir(dir))
-            .map_err(Fault::from)?;
-        opened.unsealed = true;
-        Ok(Self {
-            dir: dir.to_owned(),
-            id,
-            held: RwLock::new(Held::Now(keyring)),
-            entropy,
-            disk,
-            opened: RwLock::new(opened),
-        })
+        finish_folder(disk, dir, keyring, entropy, opened)
     }
 
     /// Opens a state folder, sealed. Only the keyring is read.
@@ -433,7 +419,7 @@ impl std::fmt::Debug for Store {
 }
 
 impl Opened {
-    fn new(store: StoreId) -> io::Result<Self> {
+    pub(crate) fn new(store: StoreId) -> io::Result<Self> {
         let keys = Keys::new(store)?;
         Ok(Self { keys, seals: Seals::new(), unsealed: false, db: None, failed: AtomicBool::new(false) })
     }
@@ -466,6 +452,16 @@ impl Opened {
         self.settle_epoch()?;
         self.failed.store(false, Ordering::Release);
         Ok(())
+    }
+
+    /// Takes a new database.
+    pub(crate) fn set_db(&mut self, db: Database) {
+        self.db = Some(db);
+    }
+
+    /// A transaction that writes, without a barrier before it.
+    pub(crate) fn begin(&self) -> Result<Txn, Fault> {
+        Txn::write(self.db()?)
     }
 
     /// Closes the database without a word: it may panic on its way out of a damaged file.
@@ -514,7 +510,7 @@ impl Opened {
         for (name, key) in shared {
             writer.adopt_key(Purpose::Shared(name), key)?;
         }
-        writer.put(Table::Meta, RUN_KEY, Purpose::Shared(Shared::Meta), &format::encode(&Run::Running))?;
+        put_run(&mut writer)?;
         writer.set_consent_epoch(1)?;
         writer.set_history(&[])?;
         writer.append_audit(&[audit])?;
@@ -536,7 +532,7 @@ impl Reader<'_> {
     }
 }
 
-fn prepare_folder(dir: &Path, passphrase: &Secret) -> Result<(), CreateError> {
+pub(crate) fn prepare_folder(dir: &Path, passphrase: &Secret) -> Result<(), CreateError> {
     if passphrase.expose().is_empty() {
         return Err(CreateError::EmptyPassphrase);
     }
@@ -548,6 +544,34 @@ fn prepare_folder(dir: &Path, passphrase: &Secret) -> Result<(), CreateError> {
     }
     files::private_dir(dir).and_then(|()| files::private_dir(&dir.join(blobs::DIR))).map_err(Fault::from)?;
     Ok(())
+}
+
+/// Writes the keyring of a store that is being made; there is none yet.
+pub(crate) fn begin_folder(dir: &Path, keyring: &Keyring) -> Result<(), CreateError> {
+    let bytes = keyring.to_bytes();
+    files::replace(&dir.join(UNFINISHED_KEYRING), |file| file.write_all(&bytes)).map_err(Fault::from)?;
+    Ok(backend::discard(dir).map_err(Fault::from)?)
+}
+
+/// Puts the keyring into its place: from here on there is a store.
+pub(crate) fn finish_folder(
+    disk: Box<dyn Disk>,
+    dir: &Path,
+    keyring: Keyring,
+    entropy: Arc<dyn Entropy>,
+    mut opened: Opened,
+) -> Result<Store, CreateError> {
+    fs::rename(dir.join(UNFINISHED_KEYRING), dir.join(keyring::FILE))
+        .and_then(|()| files::sync_dir(dir))
+        .map_err(Fault::from)?;
+    opened.unsealed = true;
+    let (id, held) = (keyring.store(), RwLock::new(Held::Now(keyring)));
+    Ok(Store { dir: dir.to_owned(), id, held, entropy, disk, opened: RwLock::new(opened) })
+}
+
+/// Says that the store is unsealed.
+pub(crate) fn put_run(writer: &mut Writer<'_>) -> Result<(), WriteError> {
+    writer.put(Table::Meta, RUN_KEY, Purpose::Shared(Shared::Meta), &format::encode(&Run::Running))
 }
 
 fn unseal_error(error: UnlockError, with: Unlock<'_>) -> UnsealError {

@@ -178,6 +178,12 @@ impl<'s> Writer<'s> {
         self.current.retain(|purpose, _| !of(*purpose));
     }
 
+    /// Puts a head that was computed anew into the place of the stored one.
+    pub(crate) fn replace_head(&mut self, group: Group, head: Head) {
+        self.heads.insert(group, head);
+        self.changed_heads.insert(group);
+    }
+
     /// Removes the head of a group that has no rows any more.
     pub(crate) fn drop_head(&mut self, group: Group) -> Result<(), WriteError> {
         self.heads.remove(&group);

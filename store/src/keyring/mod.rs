@@ -208,6 +208,11 @@ impl NewSource {
         Ok(Self { kind: Kind::Credential(salt), recipient })
     }
 
+    /// The way in by itself.
+    pub(crate) fn member(self) -> (Kind, Member) {
+        (self.kind, Member { recipient: self.recipient, phase: Phase::Settled })
+    }
+
     /// New shares.
     pub(crate) fn shares(entropy: &dyn Entropy) -> (Self, [RecoveryShare; shares::SHARES]) {
         let seed = Zeroizing::new(entropy::array(entropy));
@@ -228,7 +233,7 @@ impl Keyring {
         let source = NewSource::passphrase(passphrase, cost, entropy)?;
         let root = Zeroizing::new(entropy::array(entropy));
         let epochs = vec![Epoch::new(1, &Zeroizing::new(entropy::array(entropy)))];
-        let members = vec![(source.kind, Member { recipient: source.recipient, phase: Phase::Settled })];
+        let members = vec![source.member()];
         let keyring = Self::build(store, &root, members, &epochs, entropy);
         Ok((keyring, Unlocked { root, epochs }))
     }

@@ -16,11 +16,11 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use tempfile::TempDir;
 
-fn client(store: &Store, who: &str) -> Option<ClientId> {
+pub(super) fn client(store: &Store, who: &str) -> Option<ClientId> {
     store.read(|reader| reader.client(who)).expect("read")
 }
 
-fn words(store: &Store) -> Vec<Vec<u8>> {
+pub(super) fn words(store: &Store) -> Vec<Vec<u8>> {
     let mut words = Vec::new();
     let walk = store.read(|reader| {
         reader.records(DataClass::Training, &mut |_, _, body| {
@@ -34,7 +34,7 @@ fn words(store: &Store) -> Vec<Vec<u8>> {
 }
 
 /// Every key of the store as it is now: root, epoch, shared keys, data keys.
-fn live_keys(store: &Store) -> Vec<Key> {
+pub(super) fn live_keys(store: &Store) -> Vec<Key> {
     let mut keys: Vec<Key> =
         store.shared().keys.bytes().chunks_exact(32).map(|key| Key::new(key.try_into().expect("32"))).collect();
     keys.retain(|key| **key != [0; 32]);
@@ -52,7 +52,7 @@ fn live_keys(store: &Store) -> Vec<Key> {
 }
 
 /// How many envelopes at any offset of `bytes` these keys open in one of these places.
-fn opened(store: &Store, bytes: &[u8], keys: &[Key], places: &[(Table, Vec<u8>)]) -> usize {
+pub(super) fn opened(store: &Store, bytes: &[u8], keys: &[Key], places: &[(Table, Vec<u8>)]) -> usize {
     let contexts: Vec<_> = places.iter().map(|(table, key)| context(&store.shared().keys, *table, key)).collect();
     let starts = bytes.windows(2).enumerate().filter(|(_, pair)| pair == &[1, 1]).map(|(at, _)| at);
     let sizes = [0, 61, 253].map(|body| 22 + padding::bucket(body) + 16);

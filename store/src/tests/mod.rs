@@ -1,5 +1,6 @@
 //! Behaviour of the store as a whole. What one file alone promises is tested in that file.
 
+mod backing;
 mod behaviour;
 mod erasure;
 mod faults;
