@@ -318,11 +318,6 @@ impl<'a, E: Kept> SpanMut<'a, E> {
     }
 }
 
-/// Numbers that several tasks write, each its own.
-pub(super) fn pointer<T>(numbers: &mut [T]) -> Pointer<T> {
-    Pointer(numbers.as_mut_ptr())
-}
-
 #[track_caller]
 fn check(len: usize, stride: usize, width: usize) {
     assert!(width > 0 && width <= stride, "rows of {width} numbers cannot begin {stride} apart");

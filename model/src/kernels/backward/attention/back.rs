@@ -5,7 +5,7 @@ use super::block::{Block, Ready};
 use super::pack::{SIDE, Source, across, down, fill, put_row, turned, upright};
 use super::{Carve, Task};
 use crate::kernels::backward::kept::private::PANEL;
-use crate::kernels::backward::kept::{Kept, load, with_kept};
+use crate::kernels::backward::kept::{Kept, load, store, with_kept};
 use crate::kernels::lanes::{LANES, Lanes, exp};
 
 /// Vectors of a panel.
@@ -156,9 +156,33 @@ pub(super) fn room_bytes<I: Kept>(padded: usize, width: usize) -> usize {
     carve.bytes()
 }
 
+/// # Safety
+/// As [`Lanes`]; `from` has `dim` numbers for each of `group` heads, `to` has `dim`.
+#[inline(always)]
+unsafe fn gather_row<V: Lanes, F: Kept>(from: *const f32, group: usize, dim: usize, to: *mut F) {
+    // SAFETY: by the caller.
+    unsafe {
+        for at in (0..dim).step_by(LANES) {
+            let mut sum = load::<V, f32>(from.add(at), dim - at);
+            for head in 1..group {
+                sum = sum.add(load(from.add(head * dim + at), dim - at));
+            }
+            store(sum, to.add(at), dim - at);
+        }
+    }
+}
+
+with_kept! {
+    /// The sum of what each head of a group gives to its key head.
+    ///
+    /// # Safety
+    /// `from` has `dim` numbers for each of `group` heads, `to` has `dim`.
+    pub(super) unsafe fn gather[F](from: *const f32, group: usize, dim: usize, to: *mut F) = gather_row;
+}
+
 /// What a task reads and writes: rows from the first of its document on. Sources of queries are those of the first head
 /// of the group, further heads lie behind it.
-pub(super) struct Back<E, D, F> {
+pub(super) struct Back<E, D, F, G> {
     pub(super) q: Source<E>,
     pub(super) k: Source<E>,
     pub(super) v: Source<E>,
@@ -167,18 +191,26 @@ pub(super) struct Back<E, D, F> {
     /// Log-sum-exp, and numbers from row to row.
     pub(super) lse: (*const f32, usize),
     pub(super) dq: (*mut F, usize),
-    pub(super) dk: (*mut F, usize),
-    pub(super) dv: (*mut F, usize),
+    pub(super) dk: (*mut G, usize),
+    pub(super) dv: (*mut G, usize),
+}
+
+impl<E: Kept, D: Kept, F, G> Back<E, D, F, G> {
+    /// The same with another place for the gradients of keys and values.
+    pub(super) fn onto<H>(&self, dk: (*mut H, usize), dv: (*mut H, usize)) -> Back<E, D, F, H> {
+        let Self { q, k, v, out, d_out, lse, dq, .. } = *self;
+        Back { q, k, v, out, d_out, lse, dq, dk, dv }
+    }
 }
 
 /// The way back through the heads of one group over one document.
 ///
 /// # Safety
 /// The rows are there, the outputs this task's alone, `carve` has the room, and `I` is what the thread multiplies.
-pub(super) unsafe fn back<E: Kept, D: Kept, F: Kept, I: Kept>(
+pub(super) unsafe fn back<E: Kept, D: Kept, F: Kept, G: Kept, I: Kept>(
     task: &Task,
     ready: &Ready,
-    work: &Back<E, D, F>,
+    work: &Back<E, D, F, G>,
     carve: &mut Carve,
 ) {
     let (set, width, padded) = (task.set, task.width(), task.padded());
@@ -230,9 +262,9 @@ unsafe fn put_rows<F: Kept>(task: &Task, from: *const f32, at: usize, to: (*mut 
 ///
 /// # Safety
 /// As [`back`].
-unsafe fn take_head<E: Kept, D: Kept, F: Kept, I: Kept>(
+unsafe fn take_head<E: Kept, D: Kept, F, G, I: Kept>(
     task: &Task,
-    work: &Back<E, D, F>,
+    work: &Back<E, D, F, G>,
     room: &Room<I>,
     head: usize,
 ) {

@@ -12,16 +12,20 @@ mod pack;
 #[cfg(test)]
 mod tests;
 
-use self::block::{Engine, STEP};
+use self::block::{Engine, Ready, STEP};
 use self::pack::{SIDE, Source};
-use super::kept::{Kept, Span, SpanMut};
+use super::kept::{Kept, Span, SpanMut, each_row};
 use crate::kernels::half::Unit;
-use crate::kernels::pool::{PerThread, Pool};
+use crate::kernels::pool::{PerThread, Pointer, Pool};
 use crate::kernels::product::Instructions;
 use half::bf16;
 
 /// Columns of the widest head.
 const DIM_MAX: usize = 128;
+/// Tokens from which on the heads of a group go back one by one, each with a share of its own in the gradients of keys and
+/// values, so that three groups do not leave one of two threads without work. Shares cost as much as that below. A rule
+/// of the document alone, as are its bits; tests take a smaller number.
+const LONG: usize = if cfg!(test) { 512 } else { 4096 };
 
 /// Heads of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +138,8 @@ pub struct Attention {
     /// Lines of each thread's room.
     lines: usize,
     documents: Vec<Document>,
+    /// Shares of heads in the gradients of keys and of values, `[rows of long documents, heads·head_dim]`.
+    shares: [Vec<f32>; 2],
 }
 
 impl Attention {
@@ -155,8 +161,10 @@ impl Attention {
             room: PerThread::new(threads, Vec::new),
             lines: 0,
             documents: Vec::new(),
+            shares: [const { Vec::new() }; 2],
         };
         made.make_room(tokens_max);
+        made.make_shares(if tokens_max < LONG { 0 } else { tokens_max });
         made
     }
 
@@ -183,6 +191,13 @@ impl Attention {
         if lines > self.lines {
             self.lines = lines;
             self.room.each(|room| room.resize(lines, Line([0; 64])));
+        }
+    }
+
+    fn make_shares(&mut self, rows: usize) {
+        let numbers = rows * self.heads.heads * self.heads.head_dim;
+        for shares in self.shares.iter_mut().filter(|shares| shares.len() < numbers) {
+            shares.resize(numbers, 0.0);
         }
     }
 
@@ -230,7 +245,7 @@ impl Attention {
         out.expect(rows, heads * head_dim);
         assert!(lse.len() == rows * heads, "{} sums for {rows} rows of {heads} heads", lse.len());
         self.begin(documents, rows, pool.threads());
-        let (engine, lse) = (Engine::of::<E>(self.unit, set), super::kept::pointer(lse));
+        let (engine, lse) = (Engine::of::<E>(self.unit, set), Pointer(lse.as_mut_ptr()));
         let this = &*self;
         pool.run(this.documents.len() * heads, &|index, thread| {
             let (document, head) = (this.documents[index / heads], index % heads);
@@ -281,18 +296,27 @@ impl Attention {
         assert!(lse.len() == rows * heads, "{} sums for {rows} rows of {heads} heads", lse.len());
         self.begin(documents, rows, pool.threads());
         let engine = Engine::of::<E>(self.unit, set);
+        // The longest come first.
+        let long = self.documents.iter().take_while(|document| document.len >= LONG).count();
+        self.make_shares(self.documents[..long].iter().map(|document| document.len).sum());
+        let shares = self.shares.each_mut().map(|shares| Pointer(shares.as_mut_ptr()));
         let this = &*self;
-        pool.run(this.documents.len() * kv_heads, &|index, thread| {
-            let (document, kv) = (this.documents[index / kv_heads], index % kv_heads);
-            let task = this.task(set, document);
-            let head = kv * task.group;
+        let (group, singles) = (heads / kv_heads, long * heads);
+        pool.run(singles + (this.documents.len() - long) * kv_heads, &|index, thread| {
+            let single = index < singles;
+            let (document, head, group) = match index.checked_sub(singles) {
+                None => (this.documents[index / heads], index % heads, 1),
+                Some(index) => (this.documents[long + index / kv_heads], index % kv_heads * group, group),
+            };
+            let (task, kv) = (Task { group, ..this.task(set, document) }, head * kv_heads / heads);
             // SAFETY: each task writes its own rows and columns, within the checked shapes, in its thread's room.
             unsafe {
+                let of = |span, head| source::<E>(span, document, head, head_dim);
                 let work = back::Back {
-                    q: source(q, document, head, head_dim),
-                    k: source(k, document, kv, head_dim),
-                    v: source(v, document, kv, head_dim),
-                    out: source(out, document, head, head_dim),
+                    q: of(q, head),
+                    k: of(k, kv),
+                    v: of(v, kv),
+                    out: of(out, head),
                     d_out: source(d_out, document, head, head_dim),
                     lse: (lse.as_ptr().add(document.start * heads + head), heads),
                     dq: dq.at(document.start, head * head_dim),
@@ -300,13 +324,71 @@ impl Attention {
                     dv: dv.at(document.start, kv * head_dim),
                 };
                 let (ready, mut carve) = (engine.begin(), Carve::of(this.room.get(thread)));
-                match engine {
-                    Engine::Single(_) => back::back::<E, D, F, f32>(&task, &ready, &work, &mut carve),
-                    #[cfg(target_arch = "x86_64")]
-                    _ => back::back::<E, D, F, bf16>(&task, &ready, &work, &mut carve),
+                if single {
+                    let at = this.first_share(index / heads) * wide + head * head_dim;
+                    let [dk, dv] = shares.map(|shares| (shares.at(at), wide));
+                    run_back(engine, &task, &ready, &work.onto(dk, dv), &mut carve);
+                } else {
+                    run_back(engine, &task, &ready, &work, &mut carve);
                 }
             }
         });
+        for (place, document) in this.documents[..long].iter().enumerate() {
+            for (to, shares) in [&dk, &dv].into_iter().zip(shares) {
+                // SAFETY: the long documents' shares were written, within the checked shapes.
+                unsafe { gather(pool, set, this.heads, *document, shares.at(this.first_share(place) * wide), to) };
+            }
+        }
+    }
+
+    /// The first row of the shares of a long document.
+    fn first_share(&self, place: usize) -> usize {
+        self.documents[..place].iter().map(|document| document.len).sum()
+    }
+}
+
+/// Sums what the heads of each group give to the rows of a document.
+///
+/// # Safety
+/// `shares` has a row of all heads for each row of the document, and `to` has those rows.
+unsafe fn gather<F: Kept>(
+    pool: &mut Pool,
+    set: Instructions,
+    heads: Heads,
+    document: Document,
+    shares: *mut f32,
+    to: &SpanMut<'_, F>,
+) {
+    let (shares, dim, group) = (Pointer(shares), heads.head_dim, heads.heads / heads.kv_heads);
+    each_row(pool, document.len, &|row| {
+        for kv in 0..heads.kv_heads {
+            // SAFETY: each row is one task's; the rest is the caller's.
+            unsafe {
+                let from = shares.at((row * heads.heads + kv * group) * dim);
+                back::gather(set, from, group, dim, to.at(document.start + row, kv * dim).0);
+            }
+        }
+    });
+}
+
+/// One task of the way back, on what the engine multiplies.
+///
+/// # Safety
+/// As [`back::back`].
+unsafe fn run_back<E: Kept, D: Kept, F: Kept, G: Kept>(
+    engine: Engine,
+    task: &Task,
+    ready: &Ready,
+    work: &back::Back<E, D, F, G>,
+    carve: &mut Carve,
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        match engine {
+            Engine::Single(_) => back::back::<E, D, F, G, f32>(task, ready, work, carve),
+            #[cfg(target_arch = "x86_64")]
+            _ => back::back::<E, D, F, G, bf16>(task, ready, work, carve),
+        }
     }
 }
 
