@@ -9,8 +9,8 @@ pub(super) fn random(count: usize, seed: u64) -> Vec<f32> {
         state ^= state << 17;
         (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
-    (0..8).for_each(|_| drop(next()));
-    (0..count).map(|_| next()).collect()
+    // The first few are small.
+    (0..8 + count).map(|_| next()).skip(8).collect()
 }
 
 /// The same in f64.

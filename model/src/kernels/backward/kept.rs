@@ -321,7 +321,10 @@ impl<'a, E: Kept> SpanMut<'a, E> {
 #[track_caller]
 fn check(len: usize, stride: usize, width: usize) {
     assert!(width > 0 && width <= stride, "rows of {width} numbers cannot begin {stride} apart");
-    assert!(len % stride == 0 || len % stride >= width, "{len} numbers end within a row of {width}, {stride} apart");
+    assert!(
+        len.is_multiple_of(stride) || len % stride >= width,
+        "{len} numbers end within a row of {width}, {stride} apart"
+    );
 }
 
 /// Gives every row to one task, whatever the thread.

@@ -55,8 +55,8 @@ unsafe fn gradient<V: Lanes, I: Kept>(part: &Panel<I>) {
                 I::store_two(p[i][0], p[i][1], part.powers.add((key + i) * SIDE));
                 I::store_two(ds[i][0], ds[i][1], part.d_scores.add((key + i) * SIDE));
             }
-            for v in 0..WIDE {
-                I::store_rows(ds[0][v], ds[1][v], part.d_down.add(key * PANEL), v * LANES);
+            for (v, (even, odd)) in ds[0].into_iter().zip(ds[1]).enumerate() {
+                I::store_rows(even, odd, part.d_down.add(key * PANEL), v * LANES);
             }
         }
     }
