@@ -269,7 +269,7 @@ pub struct ExampleScore {
     pub targets: u32,
     /// Longest run of targets that were each the likeliest token.
     pub longest_run: u32,
-    /// Session prior behind its last token, by expert; empty without one.
+    /// Session prior where its last answer begins, by expert: what was known before it was given; empty without one.
     pub session: Vec<f32>,
 }
 
