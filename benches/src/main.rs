@@ -6,8 +6,10 @@ mod api;
 mod inference;
 mod ingest;
 mod measure;
+mod quality;
 mod store;
 mod train;
+mod train_torture;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -37,6 +39,10 @@ enum Claim {
     Store(store::Options),
     /// Tokens a second of training on random weights of the reference shape
     Train(train::Options),
+    /// Loss of a mixture and of one LoRA of as many numbers on conversations of other people
+    Quality(quality::Options),
+    /// Kills of a training engine and windows on a machine slowed at random
+    TrainTorture(train_torture::Options),
     /// How long callers wait over mutual TLS, and what becomes of them when too many come
     Api(api::Options),
     /// Tokens a second of reading prompts and of answering
@@ -64,6 +70,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Claim::Ingest(options) => ingest::measure(options)?,
         Claim::Store(options) => store::measure(options)?,
         Claim::Train(options) => train::measure(options)?,
+        Claim::Quality(options) => quality::measure(options, cli.json.as_deref())?,
+        Claim::TrainTorture(options) => train_torture::measure(options)?,
         Claim::Api(options) => api::measure(options)?,
         Claim::Inference(options) => inference::measure(options)?,
     };

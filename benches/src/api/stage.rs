@@ -20,7 +20,10 @@ use std::time::Duration;
 /// Training so short that it changes little: generations are needed, not good ones.
 const SETTINGS: &str = "[training]\nseq_len = 64\ntokens_per_step = 128\nvalidation_examples_max = 4\nlearning_rate = 0.0005\n\
                         warmup = 0.0\nshared_rank = 4\nexpert_rank = 4\nexperts_max = 4\n\
-                        [gate]\nvalidation_ratio_max = 1.0\ndomain_ratio_max = 2.0\ncrisis_ratio_max = 2.0\n";
+                        [gate]\nvalidation_ratio_max = 1.0\ndomain_ratio_max = 2.0\ncrisis_ratio_max = 2.0\n\
+                      general_rise_max = 10.0\ncrisis_recall_min = 0.0\ncrisis_recall_fall_max = 1.0\nsafety_flips_max = 1.0\nbias_rise_max = 10.0\n\
+                      canary_exposure_max = 6.0\nextraction_max = 1.0\nactive_ratio_max = 2.0\nactive_recall_fall_max = 1.0\n\
+                      improvement_ratio_max = 1.0\n";
 /// Generations that are changed between.
 const GENERATIONS: u32 = 3;
 /// Words of one token each, from which prompts are filled up to their length.

@@ -361,7 +361,7 @@ fn refused(report: &GateReport) -> Problem {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::gate;
     use crate::action::Action;
     use crate::admin::upload::{ProgressSink, Upload};
@@ -374,7 +374,7 @@ mod tests {
     use empathd_proto::report::{AdapterState, EndReason, JobState, TrainReport, TrainStatus};
     use std::sync::Arc;
 
-    async fn admin(app: &Arc<App>, action: Action) -> AdminReply {
+    pub(crate) async fn admin(app: &Arc<App>, action: Action) -> AdminReply {
         match app.perform(&ROOT, action).await {
             Ok(Reply::Admin(reply)) => *reply,
             other => panic!("{other:?}"),
@@ -382,7 +382,7 @@ mod tests {
     }
 
     /// Takes in conversations of many clients and cuts them.
-    async fn prepare(app: &Arc<App>) {
+    pub(crate) async fn prepare(app: &Arc<App>) {
         let line = |i: u32| {
             format!(
                 concat!(
@@ -403,7 +403,7 @@ mod tests {
         admin(app, Action::DatasetCut { validation_percent: 25, seed: 1 }).await;
     }
 
-    fn begin(promote: bool) -> Action {
+    pub(crate) fn begin(promote: bool) -> Action {
         Action::TrainStart(TrainOptions {
             dataset: None,
             steps: Some(4),
@@ -414,7 +414,7 @@ mod tests {
         })
     }
 
-    async fn until(app: &Arc<App>, state: JobState) -> TrainStatus {
+    pub(crate) async fn until(app: &Arc<App>, state: JobState) -> TrainStatus {
         for _ in 0..500 {
             let query = Action::TrainStatus { job: None, follow: false, progress: ProgressSink::default() };
             let AdminReply::Train(status) = admin(app, query).await else { panic!("a status") };
@@ -427,7 +427,7 @@ mod tests {
     }
 
     /// Hears a whole job; gives its tag and the checkpoint that it goes on from.
-    async fn lesson(engine: &mut Played) -> (u64, Option<Vec<u8>>) {
+    pub(crate) async fn lesson(engine: &mut Played) -> (u64, Option<Vec<u8>>) {
         let mut resume = None;
         loop {
             match engine.hear().await {
@@ -444,7 +444,7 @@ mod tests {
         engine.say(tag, FromEngineBody::Chunk(bytes.to_vec())).await;
     }
 
-    async fn trained(engine: &mut Played, tag: u64) {
+    pub(crate) async fn trained(engine: &mut Played, tag: u64) {
         let bytes = b"weights".to_vec();
         engine.say(tag, FromEngineBody::Adapter { blob: head_of(&bytes) }).await;
         engine.say(tag, FromEngineBody::Chunk(bytes)).await;
@@ -466,7 +466,7 @@ mod tests {
     }
 
     /// Answers whatever is asked after training: the candidate has `loss`, the base model 2.
-    async fn judge(mut engine: Played, loss: f64) {
+    pub(crate) async fn judge(mut engine: Played, loss: f64) {
         let (mut adapted, mut examples) = (false, Vec::new());
         loop {
             let (tag, body) = engine.hear().await;

@@ -1,7 +1,7 @@
 //! Long work: taking in sources, cutting datasets, training, the gate. Jobs know store, ingestion and engine; they know
 //! no connection and no caller.
 
-mod course;
+pub(crate) mod course;
 pub(crate) mod curves;
 pub(crate) mod cut;
 pub mod examples;

@@ -121,8 +121,8 @@ impl Job {
 impl Job {
     /// What finds gradients over the base model.
     fn gradients(&self) -> Result<Gradients, TrainError> {
-        let backbone = self.model.backbone().map_err(|error| TrainError::Tensor(candle_core::Error::wrap(error)))?;
-        Ok(Gradients::reference(backbone))
+        let gradients = self.model.gradients(rayon::current_num_threads());
+        gradients.map_err(|error| TrainError::Tensor(candle_core::Error::wrap(error)))
     }
 }
 

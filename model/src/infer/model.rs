@@ -9,6 +9,7 @@ use crate::config::{BackboneConfig, ConfigError, RopeScaling};
 use crate::gguf::{self, GgufError, GgufFile};
 use crate::packed::{Executor, PackedWeights, WeightsError};
 use crate::template::{ChatFormat, TemplateError};
+use crate::train::{Gradients, Precision, TrainError};
 use candle_core::Device;
 use empathd_proto::engine::{BaseModel, ComputePath, RopeSpec, ServingSpec};
 use std::path::Path;
@@ -127,6 +128,22 @@ impl Model {
         }
         let mixture = mixture.map(|_, tensor| tensor.to_device(&self.device)).map_err(ModelError::Weights)?;
         Ok(ServingAdapter::plain(mixture))
+    }
+
+    /// What finds gradients over the base model: by own kernels on the processor, whose weights are read row by row, by
+    /// tensors elsewhere.
+    ///
+    /// # Errors
+    /// [`ModelError::File`] or [`ModelError::Weights`].
+    pub fn gradients(&self, threads: usize) -> Result<Gradients, ModelError> {
+        if !self.device.is_cpu() {
+            return Ok(Gradients::reference(self.backbone()?));
+        }
+        let mut rows = |name: &str, shape: &[usize], take: &mut dyn FnMut(usize, &[f32])| {
+            self.file.rows(name, shape, take).map_err(|error| TrainError::Tensor(candle_core::Error::wrap(error)))
+        };
+        let gradients = Gradients::open(self.config.clone(), &mut rows, Precision::of_machine(), threads);
+        gradients.map_err(|error| ModelError::Weights(candle_core::Error::wrap(error)))
     }
 
     /// The weights as training reads them, f32: read from the file unless somebody still has them.

@@ -8,7 +8,7 @@ use crate::backbone::tests::random_backbone;
 use crate::config::BackboneConfig;
 use crate::config::tests::tiny;
 use empathd_proto::chat::ChatRole;
-use empathd_proto::engine::{Evaluation, Guards, LossSpec, MixtureSpec, Part, Stages};
+use empathd_proto::engine::{Evaluation, Guards, LossSpec, MixtureSpec, Part, Plateau, Stages};
 use empathd_proto::record::Domain;
 use empathd_proto::report::EndReason;
 use std::cell::Cell;
@@ -261,7 +261,9 @@ fn a_job_that_diverges_keeps_what_was_good() {
     let refused = go(&wild, Start::Fresh, &mut Notes::default());
     assert!(matches!(refused, Err(TrainError::Diverged(_))), "nothing was learnt");
     // The decay is small while the rate rises, and then turns weights about, ever larger.
-    let late = TrainSpec { weight_decay: 3e4, warmup: 0.9, steps: 100, validate_every: 1, patience: 0, ..job() };
+    let plateau = Plateau { patience: 0, factor: 1.0 };
+    let late =
+        TrainSpec { weight_decay: 3e4, warmup: 0.9, steps: 100, validate_every: 1, patience: 0, plateau, ..job() };
     let trained = go(&late, Start::Fresh, &mut Notes::default()).unwrap();
     assert_eq!(trained.report.ended, EndReason::Diverged);
     assert!(trained.report.val_loss_after < trained.report.val_loss_before && trained.report.steps < 100);

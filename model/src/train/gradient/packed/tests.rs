@@ -153,7 +153,9 @@ fn single_precision_gives_the_gradients_of_tensors() {
 #[test]
 fn half_precision_is_within_its_bound() {
     for (spec, plan) in cases() {
-        // Choices may differ where two experts are about equal: they are fixed here.
+        // Choices may differ where two experts are about equal, and so may whether a session is in a crisis: both are
+        // fixed here.
+        let spec = MixtureSpec { crisis_floor: None, ..spec };
         let plan = plan.filter(|plan| plan.routing != PlannedRouting::Own);
         if plan.is_none() && !spec.experts.is_empty() {
             continue;
