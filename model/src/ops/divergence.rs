@@ -48,7 +48,8 @@ mod tests {
         let mut expected = 0.0;
         for (row, weight) in rows.iter().zip(weights) {
             let (mut p, mut q) = (ours[*row as usize].clone(), theirs[*row as usize].clone());
-            (softmax(&mut p), softmax(&mut q));
+            softmax(&mut p);
+            softmax(&mut q);
             expected += weight * p.iter().zip(&q).map(|(p, q)| q * (q / p).ln()).sum::<f32>();
         }
         let found = linear_divergence(&h, &base, &head, &rows, &weights).unwrap().to_vec1::<f32>().unwrap();

@@ -303,10 +303,10 @@ impl Work<'_> {
                 add(sum, &grad)?;
             }
         }
-        if let Some(heard) = heard {
-            if let Some(grad) = grads.remove(heard.log_prior.as_tensor()) {
-                add(&mut heard.d_log_prior, &grad)?;
-            }
+        if let Some(heard) = heard
+            && let Some(grad) = grads.remove(heard.log_prior.as_tensor())
+        {
+            add(&mut heard.d_log_prior, &grad)?;
         }
         grads.remove(kept.input.as_tensor()).map_or_else(|| d_stream.zeros_like(), Ok)
     }
