@@ -2,7 +2,9 @@
 //! The fuzzers under `tests/fuzz` call them without end, the integration binary a bounded number of times.
 
 use empathd_ingest::{Policy, Roster, detect, read, validate};
-use empathd_model::adapter::Mixture;
+use empathd_model::adapter::export::{Facts, export};
+use empathd_model::adapter::import::{PeftLora, Wish, import};
+use empathd_model::adapter::{AdapterError, Mixture};
 use empathd_model::embed::{self, Embedder};
 use empathd_model::gguf;
 use empathd_model::infer::{Chooser, GrammarFactory, Lookup, MAX_DRAFT, Model, Pushed, TextStream};
@@ -41,6 +43,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "gguf", run: model_file, seed: tiny_model },
     Target { name: "embedder", run: embedder, seed: || embed::tiny::files(1)[0].1.clone() },
     Target { name: "adapter", run: adapter, seed: tiny_adapter },
+    Target { name: "lora", run: lora, seed: tiny_lora },
     Target { name: "schema", run: schema, seed: || SCHEMA.into() },
     Target { name: "stop", run: stop_strings, seed: || "\n\nUser:|END|é|a text\n\nUs é END\n\nUser: more".into() },
     Target {
@@ -151,6 +154,31 @@ fn tiny_adapter() -> Vec<u8> {
 
 fn adapter(bytes: &[u8]) {
     let _ = Mixture::from_bytes(bytes, &tiny::config(), BASE);
+}
+
+/// The first two bytes say how many bytes of the rest are the configuration; the weights follow.
+fn lora(bytes: &[u8]) {
+    let Some((length, rest)) = bytes.split_first_chunk() else { return };
+    let (config, weights) = rest.split_at(usize::from(u16::from_le_bytes(*length)).min(rest.len()));
+    let Ok(lora) = PeftLora::read(config, weights, &tiny::config()) else { return };
+    let wish = Wish { domain: None, attention_to_shared: true, seed: 1 };
+    let Ok(mixture) = import(None, &tiny::config(), &lora, wish) else { return };
+    assert!(mixture.to_bytes(BASE).is_ok_and(|bytes| Mixture::from_bytes(&bytes, &tiny::config(), BASE).is_ok()));
+}
+
+fn tiny_lora() -> Vec<u8> {
+    let mixture = Mixture::init(&tiny::config(), &MixtureSpec { shared_rank: 2, ..MixtureSpec::default() }, 1);
+    let mut files = Vec::new();
+    let facts = Facts { base_name: "base", base_sha256: BASE };
+    let mut take = |path: &str, bytes: Vec<u8>| {
+        if path.starts_with("shared/") {
+            files.push(bytes);
+        }
+        Ok::<_, AdapterError>(())
+    };
+    export(&mixture.expect("a shape that fits"), &tiny::config(), facts, &mut take).expect("written");
+    let length = u16::try_from(files[0].len()).expect("a short configuration");
+    [length.to_le_bytes().to_vec(), files.concat()].concat()
 }
 
 /// A schema that is read is followed; logits are of no model and the same each time.

@@ -1,6 +1,7 @@
 //! The engine over its socket, by what is tested.
 
 mod answers;
+mod files;
 mod hostile;
 mod load;
 mod support;

@@ -127,6 +127,9 @@ impl Merge<'_> {
             Some((layer, linear, side)) => self.pair(layer, linear, side, like.dims(), &mut data),
             None => self.router(name, like.dims(), &mut data),
         }
+        if !data.iter().all(|x| x.is_finite()) {
+            return Err(ImportError::Tensor(format!("for {name} is too large to be scaled")));
+        }
         Ok(Tensor::from_vec(data, like.dims(), &Device::Cpu)?)
     }
 

@@ -210,6 +210,14 @@ fn settings_that_are_not_computed_are_refused_by_name() {
 }
 
 #[test]
+fn numbers_that_overflow_with_their_scale_are_refused() {
+    let weights = plain(2, 2.0, false).1;
+    let lora = PeftLora::read(&config(|c| c["lora_alpha"] = json!(1e38)), &weights, &tiny()).unwrap();
+    let onto = Mixture::init(&tiny(), &MixtureSpec { scale: 1e-30, ..MixtureSpec::default() }, 1).unwrap();
+    assert!(matches!(import(Some(&onto), &tiny(), &lora, WISH), Err(ImportError::Tensor(_))));
+}
+
+#[test]
 fn rs_lora_divides_by_the_root_of_the_rank() {
     let weights = plain(2, 2.0, false).1;
     let lora = PeftLora::read(&config(|c| c["use_rslora"] = json!(true)), &weights, &tiny()).unwrap();
