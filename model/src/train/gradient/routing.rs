@@ -227,7 +227,8 @@ mod tests {
     fn routers(plan: &RouterPlan, logits: &[f64], taken: &[u64]) -> f64 {
         let rows = taken.len();
         let mut means = vec![vec![0.0; EXPERTS]; plan.documents.len()];
-        let owners: Vec<usize> = plan.documents.iter().enumerate().flat_map(|(d, one)| std::iter::repeat_n(d, one.rows)).collect();
+        let owners: Vec<usize> =
+            plan.documents.iter().enumerate().flat_map(|(d, one)| std::iter::repeat_n(d, one.rows)).collect();
         let total: f64 = taken.iter().map(|bits| f64::from(bits.count_ones())).sum();
         let f = |e: usize| taken.iter().filter(|bits| *bits >> e & 1 == 1).count() as f64 / total;
         let (mut balance, mut square) = (0.0, 0.0);
