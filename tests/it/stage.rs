@@ -18,7 +18,10 @@ pub(crate) const SOON: Duration = Duration::from_secs(60);
 /// random model of two layers learns little.
 const CONFIG: &str = "[training]\nseq_len = 96\ntokens_per_step = 256\ncheckpoint_every = 1\nvalidate_every = 4\n\
                       learning_rate = 0.01\nvalidation_examples_max = 12\n\
-                      [gate]\nvalidation_ratio_max = 1.0\ndomain_ratio_max = 1.5\ncrisis_ratio_max = 1.5\n";
+                      [gate]\nvalidation_ratio_max = 1.0\ndomain_ratio_max = 1.5\ncrisis_ratio_max = 1.5\n\
+                      general_rise_max = 10.0\ncrisis_recall_min = 0.0\ncrisis_recall_fall_max = 1.0\nsafety_flips_max = 1.0\nbias_rise_max = 10.0\n\
+                      canary_exposure_max = 6.0\nextraction_max = 1.0\nactive_ratio_max = 2.0\nactive_recall_fall_max = 1.0\n\
+                      improvement_ratio_max = 1.0\n";
 
 /// A scratch folder and how an appliance is started in it.
 pub(crate) struct Stage {

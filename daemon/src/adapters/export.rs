@@ -38,11 +38,11 @@ pub(crate) async fn export(app: &Arc<App>, id: AdapterId, sink: FileSink, draft:
         drop_from(&ready, app.adapters.take_loaded(ready.epoch, Some(id))).await;
     }
     let files = gathered?;
-    let draft = AuditDraft { object: AuditObject::Adapter(id), count: files.len() as u64, ..draft };
     let (files, summary) = app
         .blocking(move |app| {
-            let exported_at_ms = draft.at_ms;
-            let sealed = seal(app, &summary, &description, files, exported_at_ms)?;
+            let sealed = seal(app, &summary, &description, files, draft.at_ms)?;
+            let count = u64::from(sealed.1.files);
+            let draft = AuditDraft { object: AuditObject::Adapter(id), count, ..draft };
             app.vault.unsealed()?.record_audit(&[draft]).map_err(problem::from_write)?;
             Ok(sealed)
         })

@@ -4,6 +4,8 @@
 mod card;
 mod description;
 pub(crate) mod export;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use description::{Description, Lineage};
 

@@ -8,7 +8,7 @@ use crate::harness::ehr::{self, Ehr, Streamed};
 use anyhow::{Context, bail, ensure};
 use empathd_proto::admin::EngineState;
 use empathd_proto::admin::{AuditVerdict, CertSummary, StatusReport};
-use empathd_proto::report::{AdapterSummary, DatasetSummary, IngestReport, JobState, TrainStatus};
+use empathd_proto::report::{AdapterSummary, BoundRule, DatasetSummary, IngestReport, JobState, TrainStatus};
 use serde::Deserialize;
 use serde_json::json;
 use std::path::Path;
@@ -139,7 +139,9 @@ fn gate(adapter: &AdapterSummary, show: &Show) -> anyhow::Result<()> {
     step.done(&format!("{held} of {} bounds held, the adapter is {}", gate.bounds.len(), adapter.state));
     for bound in &gate.bounds {
         let word = if bound.held { "held" } else { "FAILED" };
-        show.line(&format!("      {:<34} {:>10.4} limit {:>10.4}  {word}", bound.name, bound.measured, bound.limit));
+        let side = if bound.rule == BoundRule::AtMost { "at most" } else { "at least" };
+        let (name, small) = (&bound.name, if bound.is_small() { ", small sample" } else { "" });
+        show.line(&format!("      {name:<36} {:>9.4} {side:>8} {:>8.4}  {word}{small}", bound.measured, bound.limit));
     }
     Ok(())
 }
