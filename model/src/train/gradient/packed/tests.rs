@@ -24,7 +24,7 @@ fn numbers(name: &str, shape: &[usize], spread: f64) -> Vec<f32> {
 
 fn weight(name: &str, shape: &[usize]) -> Vec<f32> {
     let spread = if shape.len() == 2 { 0.7 / (shape[1] as f64).sqrt() } else { 0.1 };
-    numbers(name, shape, if name.contains("embed") { 0.5 } else { spread })
+    numbers(name, shape, if name.contains("embed") { 0.15 } else { spread })
 }
 
 fn reference() -> Gradients {
@@ -46,7 +46,7 @@ fn mixture(spec: &MixtureSpec) -> Mixture {
     let names: Vec<String> = fresh.parameters().into_iter().map(|p| p.name).collect();
     fresh
         .map(|i, like| {
-            let spread = if names[i].ends_with('b') { 0.2 } else { 0.3 };
+            let spread = if names[i].ends_with('b') { 0.05 } else { 0.15 };
             let middle = if names[i].ends_with("prior_weight") { 1.0 } else { 0.0 };
             let numbers: Vec<f32> = numbers(&names[i], like.dims(), spread).iter().map(|x| x + middle).collect();
             Tensor::from_vec(numbers, like.dims(), &Device::Cpu)
@@ -149,7 +149,10 @@ fn single_precision_gives_the_gradients_of_tensors() {
     }
 }
 
-/// bf16 has 8 bits: each rounding errs by up to 0.4 %, a gradient is behind about fifty of them.
+/// How far gradients in bf16 may be from those in f32, by their common norm: bf16 has 8 bits, so each of the roundings on the
+/// way errs by up to 0.4 %, and a gradient is behind about fifty of them, half of them cancelling.
+const HALF_APART: f64 = 0.04;
+
 #[test]
 fn half_precision_is_within_its_bound() {
     for (spec, plan) in cases() {
