@@ -114,8 +114,10 @@ words! {
     }
 
     /// Why training took no more steps.
+    #[derive(Default)]
     EndReason {
         /// All planned steps were taken.
+        #[default]
         Steps = "steps",
         /// Its time was over before its plan was.
         Deadline = "deadline",
@@ -324,12 +326,6 @@ pub struct TrainReport {
     pub plans: Vec<PlanChange>,
     /// Exchanges that were longer than a sequence and were left out.
     pub left_out: u64,
-}
-
-impl Default for EndReason {
-    fn default() -> Self {
-        Self::Steps
-    }
 }
 
 /// From a step on, training has so many steps in all.

@@ -26,6 +26,8 @@ const EXPORT_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 /// Files by their paths.
 type Files = BTreeMap<String, Vec<u8>>;
+/// The same in the order in which they leave.
+type InOrder = Vec<(String, Vec<u8>)>;
 
 /// Gives a generation that passed its gate.
 pub(crate) async fn export(app: &Arc<App>, id: AdapterId, sink: FileSink, draft: AuditDraft) -> Result<Acted, Problem> {
@@ -96,7 +98,7 @@ fn seal(
     description: &Description,
     mut files: Files,
     exported_at_ms: u64,
-) -> Result<(Vec<(String, Vec<u8>)>, ExportSummary), Problem> {
+) -> Result<(InOrder, ExportSummary), Problem> {
     let store = app.vault.unsealed()?;
     let sign = |bytes: &[u8]| store.read(|reader| Ok(reader.sign_export(bytes))).map_err(problem::from_read);
     let public_key = sign(&[])?.public_key;
@@ -106,7 +108,7 @@ fn seal(
     let mut text = serde_json::to_vec_pretty(&document).map_err(|_| defect("A manifest could not be written."))?;
     text.push(b'\n');
     let signature = sign(&text)?.signature.to_vec();
-    let mut files: Vec<(String, Vec<u8>)> = files.into_iter().collect();
+    let mut files: InOrder = files.into_iter().collect();
     files.push((MANIFEST.to_owned(), text));
     files.push((SIGNATURE.to_owned(), signature));
     let bytes = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();

@@ -227,9 +227,10 @@ mod tests {
         });
         ours.write_all(bytes).await.expect("written");
         let answer = loop {
-            match wire::read::<FromDaemon>(&mut ours).await.expect("a frame").expect("an answer") {
-                FromDaemon::Done(answer) => break *answer,
-                _ => {}
+            if let FromDaemon::Done(answer) =
+                wire::read::<FromDaemon>(&mut ours).await.expect("a frame").expect("an answer")
+            {
+                break *answer;
             }
         };
         drop(ours);

@@ -213,11 +213,11 @@ fn the_deadline_ends_the_job_with_its_decay_done() {
     assert_eq!((report.ended, report.stopped_early), (EndReason::Steps, false));
     assert!(report.val_loss_after < report.val_loss_before);
     assert_eq!(report.plans.last().map(|plan| plan.steps), Some(report.steps), "{:?}", report.plans);
-    let rates = notes.points.iter().filter_map(|point| match point {
+    let mut rates = notes.points.iter().filter_map(|point| match point {
         CurvePoint::Step(step) => Some(step.rate),
         CurvePoint::Validation(_) => None,
     });
-    let last = rates.last().unwrap() / spec.learning_rate;
+    let last = rates.next_back().unwrap() / spec.learning_rate;
     assert!((last - 0.1).abs() < 1e-3, "the rate ends at a tenth: {last}");
 }
 

@@ -21,10 +21,7 @@ const README: &str = "# Approximations\n\n\
     trained on an earlier layer, and is zero where there is none. It knows no choice of a few and no crisis floor.\n";
 
 /// Gives every file to `give`.
-pub(super) fn files<E: From<AdapterError>>(
-    exported: &Exported<'_>,
-    give: &mut dyn FnMut(&str, Vec<u8>) -> Result<(), E>,
-) -> Result<(), E> {
+pub(super) fn files<E: From<AdapterError>>(exported: &Exported<'_>, give: &mut super::Sink<'_, E>) -> Result<(), E> {
     give("compat/README.md", README.as_bytes().to_vec())?;
     give(&format!("compat/mixlora/{PEFT_CONFIG}"), mixlora_config(exported)?)?;
     give(&format!("compat/mixlora/{PEFT_WEIGHTS}"), mixlora_weights(exported)?)?;

@@ -60,9 +60,9 @@ impl Part {
             let first = pair.shared + e * rank;
             if linear.is_routed() { first..first + rank } else { 0..0 }
         };
-        let rows = match self {
-            Self::Shared => vec![0..pair.shared],
-            Self::Expert(e) => vec![expert(e)],
+        let rows: Vec<std::ops::Range<usize>> = match self {
+            Self::Shared => std::iter::once(0..pair.shared).collect(),
+            Self::Expert(e) => std::iter::once(expert(e)).collect(),
             Self::Both(e) => vec![0..pair.shared, expert(e)],
         };
         rows.into_iter().filter(|rows| !rows.is_empty()).collect()
@@ -99,7 +99,7 @@ pub(super) fn gguf(exported: &Exported<'_>, part: Part) -> Result<Vec<u8>, Adapt
         for linear in Linear::ALL {
             let Some(pair) = part.pair(exported, layer, linear)? else { continue };
             let hf_name = format!("model.layers.{layer}.{}.weight", linear.name());
-            let place = names::place(&hf_name).ok_or_else(|| AdapterError::Malformed(hf_name))?;
+            let place = names::place(&hf_name).ok_or(AdapterError::Malformed(hf_name))?;
             let b = match place.rope {
                 RopeRows::No => pair.b,
                 RopeRows::Query => names::pairs_from_halves(&pair.b, exported.config.heads)?,

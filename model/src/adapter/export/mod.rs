@@ -37,6 +37,9 @@ pub struct Facts<'a> {
     pub base_sha256: [u8; 32],
 }
 
+/// Who takes the files: a place and what lies there.
+type Sink<'a, E> = dyn FnMut(&str, Vec<u8>) -> Result<(), E> + 'a;
+
 /// A mixture with all that its files say.
 struct Exported<'a> {
     mixture: &'a Mixture,
@@ -55,7 +58,7 @@ pub fn export<E: From<AdapterError>>(
     mixture: &Mixture,
     config: &BackboneConfig,
     facts: Facts<'_>,
-    sink: &mut dyn FnMut(&str, Vec<u8>) -> Result<(), E>,
+    sink: &mut Sink<'_, E>,
 ) -> Result<u32, E> {
     let exported = Exported { mixture, config, facts, names: expert_names(mixture.spec()) };
     let mut count = 0;

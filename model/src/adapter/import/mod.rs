@@ -97,8 +97,11 @@ fn linear(name: LinearName) -> Linear {
     }
 }
 
-/// Every tensor of a mixture by name: its shape and its numbers.
-fn numbers(mixture: &Mixture) -> candle_core::Result<HashMap<String, (Vec<usize>, Vec<f32>)>> {
+/// Tensors by name: shape and numbers.
+type Numbers = HashMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Every tensor of a mixture.
+fn numbers(mixture: &Mixture) -> candle_core::Result<Numbers> {
     let read = |parameter: Parameter<'_>| {
         let numbers = parameter.tensor.flatten_all()?.to_vec1()?;
         Ok((parameter.name, (parameter.tensor.dims().to_vec(), numbers)))
@@ -109,7 +112,7 @@ fn numbers(mixture: &Mixture) -> candle_core::Result<HashMap<String, (Vec<usize>
 /// The making of each tensor of the new mixture.
 struct Merge<'a> {
     /// Shape and numbers of the old mixture.
-    kept: HashMap<String, (Vec<usize>, Vec<f32>)>,
+    kept: Numbers,
     old: &'a MixtureSpec,
     new: &'a MixtureSpec,
     lora: &'a PeftLora,

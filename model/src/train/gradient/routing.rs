@@ -290,7 +290,7 @@ mod tests {
     fn session(plan: &RouterPlan, z: &[f64], c: &[f64]) -> f64 {
         let (mut row, mut all) = (0, 0.0);
         for document in &plan.documents {
-            let mut sum = vec![0.0; EXPERTS];
+            let mut sum = [0.0; EXPERTS];
             for t in 0..document.rows {
                 let at = (row + t) * EXPERTS;
                 sum.iter_mut().zip(&z[at..]).for_each(|(sum, z)| *sum += z);

@@ -102,7 +102,10 @@ impl<E: Element> Rows<E> {
 
     /// Rows there is room for.
     pub(super) const fn rows(&self) -> usize {
-        if self.stride == 0 { 0 } else { self.data.len() / self.stride }
+        match self.data.len().checked_div(self.stride) {
+            Some(rows) => rows,
+            None => 0,
+        }
     }
 
     /// Width of a row.

@@ -5,7 +5,7 @@ use super::element::{Element, Rows};
 use crate::adapter::Linear;
 use crate::config::BackboneConfig;
 use crate::kernels::Turns;
-use crate::kernels::half::{Precision, Weight};
+use crate::kernels::half::Weight;
 use crate::ops::RopeTable;
 use crate::train::TrainError;
 
@@ -67,18 +67,6 @@ impl<E: Element> Frozen<E> {
             None => self.head.row(id as usize, to),
         }
     }
-}
-
-/// Bytes of the frozen weights of a model.
-pub(super) fn bytes(config: &BackboneConfig, precision: Precision) -> usize {
-    let of = |out, inputs| Weight::bytes_for(precision, out, inputs);
-    let one = |linear: &Linear| {
-        let (inner, out) = linear.sides(config);
-        of(out, inner)
-    };
-    let (head, layer) = (of(config.vocab, config.hidden), Linear::ALL.iter().map(one).sum::<usize>());
-    let own = if config.tied_head { 0 } else { config.vocab * super::element::stride(config.hidden) * 4 };
-    head + own + config.layers * layer
 }
 
 fn layer<E: Element>(

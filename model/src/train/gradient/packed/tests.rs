@@ -168,7 +168,7 @@ fn half_precision_is_within_its_bound() {
         let (expected_loss, expected) = found(&mut packed(Precision::Single, 2), &mixture, plan.as_ref());
         assert!((lost.language - expected_loss.language).abs() < 0.01 * expected_loss.language);
         let whole = apart(&sums.concat(), &expected.concat());
-        assert!(whole < 0.03, "all gradients together: {whole}");
+        assert!(whole < HALF_APART, "all gradients together: {whole}");
     }
 }
 
