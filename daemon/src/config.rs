@@ -213,7 +213,7 @@ impl Default for Training {
             steps: 24,
             minutes: 720,
             window: None,
-            seq_len: 256,
+            seq_len: 1024,
             tokens_per_step: 1024,
             pass_tokens: None,
             shared_rank: 8,

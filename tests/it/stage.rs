@@ -16,7 +16,7 @@ use tempfile::TempDir;
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 /// Training in seconds, with a checkpoint at each step; the gate only asks that nothing became worse by much, because a
 /// random model of two layers learns little.
-const CONFIG: &str = "[training]\nseq_len = 96\ntokens_per_step = 256\ncheckpoint_every = 1\nvalidate_every = 4\n\
+const CONFIG: &str = "[training]\nseq_len = 512\ntokens_per_step = 256\ncheckpoint_every = 1\nvalidate_every = 4\n\
                       learning_rate = 0.01\nvalidation_examples_max = 12\n\
                       [gate]\nvalidation_ratio_max = 1.0\ndomain_ratio_max = 1.5\ncrisis_ratio_max = 1.5\n\
                       general_rise_max = 10.0\ncrisis_recall_min = 0.0\ncrisis_recall_fall_max = 1.0\nsafety_flips_max = 1.0\nbias_rise_max = 10.0\n\

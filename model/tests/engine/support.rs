@@ -204,7 +204,12 @@ impl Daemon {
         let tag = self.open(ToEngineBody::Generate(spec));
         let mut tokens = Vec::new();
         loop {
-            match self.read().body {
+            // What works that were cancelled before still say is passed over.
+            let message = self.read();
+            if message.tag != tag {
+                continue;
+            }
+            match message.body {
                 FromEngineBody::Token { index, text, .. } => tokens.push((index, text)),
                 FromEngineBody::Finished(finished) => return (tokens, finished),
                 other => panic!("tag {tag}: {other:?}"),
@@ -257,6 +262,7 @@ impl Daemon {
         while !enough(&received) {
             match self.read().body {
                 FromEngineBody::Progress(progress) => received.steps.push(progress.step),
+                FromEngineBody::Curve(_) => {}
                 FromEngineBody::Checkpoint { step, blob } => {
                     let bytes = self.chunks(blob, &mut received.steps);
                     received.checkpoints.push((step, bytes));
@@ -275,6 +281,7 @@ impl Daemon {
             match self.read().body {
                 FromEngineBody::Chunk(chunk) => bytes.extend(chunk),
                 FromEngineBody::Progress(progress) => steps.push(progress.step),
+                FromEngineBody::Curve(_) => {}
                 other => panic!("{other:?}"),
             }
         }
@@ -385,7 +392,7 @@ pub(crate) fn examples() -> Vec<Example> {
             says(ChatRole::Assistant, "the answer is the same: you are heard"),
         ],
     };
-    (0..16).map(example).collect()
+    (0..64).map(example).collect()
 }
 
 pub(crate) fn training(steps: u32) -> TrainSpec {
