@@ -1,5 +1,5 @@
 //! What is compared: the appliance's mixture and one LoRA of as many numbers, and how each is trained. Equal care: the same
-//! schedule, bound, decay and LoRA+ ratio for both, a learning rate of its own for each from the same small sweep.
+//! schedule, bound, decay and LoRA+ ratio for both, a learning rate of its own for each.
 
 use super::data::Data;
 use anyhow::Context;
@@ -11,7 +11,7 @@ use empathd_proto::engine::{MixtureSpec, TrainOnly, TrainSpec};
 use empathd_proto::record::Domain;
 use serde_json::{Value, json};
 
-/// Peak learning rate of the LoRA's A sides, the best of a sweep.
+/// Peak learning rate of the LoRA's A sides.
 const LORA_RATE: f32 = 3e-4;
 /// Parts of a run after which it is validated.
 const VALIDATIONS: u32 = 4;
