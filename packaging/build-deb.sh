@@ -92,7 +92,7 @@ check_units() {
 # The file that is shipped, and the same with every default in force, so that no comment in it is out of date.
 check_configuration() {
     step "configuration"
-    sed 's/^#\([a-z0-9_]* = \)/\1/' packaging/empathd.toml >"$stage/defaults.toml"
+    sed 's/^#\([a-z0-9_.]* = \)/\1/' packaging/empathd.toml >"$stage/defaults.toml"
     for file in packaging/empathd.toml "$stage/defaults.toml"; do
         "$release/empathd" check-config --config "$file" || fail "the daemon refuses the shipped configuration"
     done
