@@ -13,6 +13,7 @@ use crate::keys::{Keys, Purpose, Shared};
 use crate::mark::Mark;
 use crate::memory::KEY_BYTES;
 use crate::reader::Reader;
+use crate::scrub::Cursor;
 use crate::tables::{Table, Txn};
 use crate::verify::StateFindings;
 use crate::writer::{Seals, Writer, shared_key};
@@ -24,7 +25,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use zeroize::Zeroizing;
 
 /// The keyring of a store that is still being made.
@@ -51,6 +52,7 @@ pub struct Store {
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) disk: Box<dyn Disk>,
     opened: RwLock<Opened>,
+    pub(crate) scrub: Mutex<Cursor>,
 }
 
 /// What changes when the store is unsealed and sealed.
@@ -134,7 +136,7 @@ impl Store {
         })?;
         let id = held.store();
         let opened = RwLock::new(Opened::new(id, &*entropy).map_err(OpenError::Io)?);
-        Ok(Self { dir: dir.to_owned(), id, held: RwLock::new(held), entropy, disk, opened })
+        Ok(Self { dir: dir.to_owned(), id, held: RwLock::new(held), entropy, disk, opened, scrub: Mutex::default() })
     }
 
     /// Takes the keys into memory and opens the database. The entry `audit` is written with it.
@@ -380,7 +382,7 @@ impl Store {
     }
 
     /// The unsealed store, its database opened again when the disk had failed under it.
-    fn ready(&self) -> Result<RwLockReadGuard<'_, Opened>, ReadError> {
+    pub(crate) fn ready(&self) -> Result<RwLockReadGuard<'_, Opened>, ReadError> {
         let opened = self.shared();
         if !opened.unsealed {
             return Err(ReadError::Sealed);
@@ -584,7 +586,7 @@ pub(crate) fn finish_folder(
         .map_err(Fault::from)?;
     opened.unsealed = true;
     let (id, held) = (keyring.store(), RwLock::new(Held::Now(keyring)));
-    Ok(Store { dir: dir.to_owned(), id, held, entropy, disk, opened: RwLock::new(opened) })
+    Ok(Store { dir: dir.to_owned(), id, held, entropy, disk, opened: RwLock::new(opened), scrub: Mutex::default() })
 }
 
 /// Says that the store is unsealed.
