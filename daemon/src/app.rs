@@ -251,6 +251,7 @@ impl App {
             Action::AdapterList => crate::adapters::list(self).await,
             Action::AdapterPromote { id } => crate::adapters::promote(self, id, draft).await,
             Action::AdapterExport { id, files } => crate::adapters::export::export(self, id, files, draft).await,
+            Action::AdapterImport { options, upload } => jobs::import::start(self, options, upload, draft).await,
             Action::AdapterRollback => crate::adapters::rollback(self, draft).await,
             Action::AuditTail { count } => acts::audit_tail(self, count).await,
             Action::AuditVerify { known, progress } => acts::audit_verify(self, known, progress).await,

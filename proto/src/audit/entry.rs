@@ -71,6 +71,8 @@ words! {
         TrainReport = "train_report",
         /// A generation left the appliance as files.
         AdapterExport = "adapter_export",
+        /// A public LoRA became an expert.
+        AdapterImport = "adapter_import",
     }
 
     /// What kind of caller it was.

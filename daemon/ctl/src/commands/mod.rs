@@ -10,6 +10,7 @@ mod export;
 mod export_tests;
 #[cfg(test)]
 pub(crate) mod fake;
+mod import;
 pub(crate) mod ingest;
 mod store;
 #[cfg(test)]
