@@ -110,10 +110,12 @@ fn gradients_over_the_real_file_are_those_of_tensors() {
         let (loss, sums) = found(&mut single, &mixture, &batch);
         let (expected_loss, expected) = found(&mut tensors, &mixture, &batch);
         assert!((loss - expected_loss).abs() < 1e-4 * expected_loss, "{loss} is not {expected_loss}");
+        // What has no gradient at all, such as the weight of a prior that says nothing yet, has rounding of the whole.
+        let least = 1e-6 * size(expected.iter().flatten().map(|x| f64::from(*x)));
         for ((sum, expected), parameter) in sums.iter().zip(&expected).zip(mixture.parameters()) {
             let off = size(sum.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b)));
             let all = size(expected.iter().map(|x| f64::from(*x)));
-            assert!(off <= 2e-3 * all.max(1e-9), "{}: {off} of {all}", parameter.name);
+            assert!(off <= (2e-3 * all).max(least), "{}: {off} of {all}", parameter.name);
         }
     }
 }
