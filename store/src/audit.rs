@@ -87,6 +87,7 @@ impl Writer<'_> {
             frontier.push(leaf_hash(&leaf));
         }
         let checkpoint = checkpoint_of(self.keys(), &frontier).sign(&signing_key(self.keys()));
+        self.entries = frontier.size();
         let trail = Trail { size: frontier.size(), subtrees: frontier.subtrees().to_vec(), checkpoint };
         self.put(Table::Anchor, TRAIL_KEY, Purpose::Shared(Shared::Meta), &format::encode(&trail))
     }

@@ -1,11 +1,13 @@
 //! The seam between the database and the disk: what opens the database file. Tests put a failing disk here, the offline
 //! check an overlay that keeps every write in memory. What is stored is not known here.
 
+use crate::engine::Engine;
+use crate::engine::redb::RedbEngine;
 use crate::error::Fault;
 use crate::files;
-use crate::tables::guarded;
+use crate::memory::KEY_BYTES;
 use redb::backends::FileBackend;
-use redb::{BackendError, Database, StorageBackend};
+use redb::{BackendError, StorageBackend};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -16,8 +18,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Its name in the state folder.
 pub(crate) const FILE: &str = "store.redb";
-/// Bytes of ciphertext that the database keeps in memory.
-const CACHE_BYTES: usize = 32 * 1024 * 1024;
 /// Bytes of one block of the overlay.
 const BLOCK_BYTES: usize = 4096;
 
@@ -67,12 +67,12 @@ impl Disk for OverlayDisk {
 }
 
 /// Makes a new database on a disk.
-pub(crate) fn create(disk: &dyn Disk, dir: &Path) -> Result<Database, Fault> {
-    build(disk.storage(&dir.join(FILE), true)?, false)
+pub(crate) fn create(disk: &dyn Disk, dir: &Path, page_key: &[u8; KEY_BYTES]) -> Result<Box<dyn Engine>, Fault> {
+    Ok(Box::new(RedbEngine::open(disk.storage(&dir.join(FILE), true)?, page_key)?))
 }
 
-/// Opens the database on a disk. With `check`, every page is read and its checksum verified first.
-pub(crate) fn open(disk: &dyn Disk, dir: &Path, check: bool) -> Result<Database, Fault> {
+/// Opens the database on a disk. Every page is read and its checksum verified first.
+pub(crate) fn open(disk: &dyn Disk, dir: &Path, page_key: &[u8; KEY_BYTES]) -> Result<Box<dyn Engine>, Fault> {
     let storage = match disk.storage(&dir.join(FILE), false) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(Fault::Damaged("the database file is missing"));
@@ -83,15 +83,7 @@ pub(crate) fn open(disk: &dyn Disk, dir: &Path, check: bool) -> Result<Database,
     if storage.len()? == 0 {
         return Err(Fault::Damaged("the database file is empty"));
     }
-    build(storage, check)
-}
-
-fn build(storage: Storage, check: bool) -> Result<Database, Fault> {
-    guarded(|| {
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(check);
-        Ok(builder.create_with_backend(storage)?)
-    })
+    Ok(Box::new(RedbEngine::open(storage, page_key)?))
 }
 
 /// Removes the database file, for a creation that was cut short.

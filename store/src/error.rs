@@ -274,6 +274,17 @@ impl From<Fault> for ReadError {
     }
 }
 
+impl ReadError {
+    /// What the disk or the database answered, when it is asked for below the barrier.
+    pub(crate) fn into_fault(self) -> Fault {
+        match self {
+            ReadError::Integrity(what) => Fault::Damaged(what),
+            ReadError::Io(error) => error.into(),
+            ReadError::Sealed | ReadError::NotFound(_) => Fault::Damaged("the database lacks what it must hold"),
+        }
+    }
+}
+
 impl From<Fault> for WriteError {
     fn from(fault: Fault) -> Self {
         match fault {

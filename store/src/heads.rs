@@ -68,6 +68,12 @@ impl Head {
         self.mix(keys, table, key, value);
     }
 
+    /// Takes in the rows of another part of the group.
+    pub(crate) fn merge(&mut self, other: Head) {
+        self.count = self.count.wrapping_add(other.count);
+        self.digest.iter_mut().zip(other.digest).for_each(|(mine, theirs)| *mine ^= theirs);
+    }
+
     fn mix(&mut self, keys: &Keys, table: Table, key: &[u8], value: &[u8]) {
         let mut hasher = blake3::Hasher::new_keyed(keys.shared(Shared::Fold));
         hasher.update(&[table as u8]).update(&(key.len() as u64).to_le_bytes()).update(key).update(value);

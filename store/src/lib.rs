@@ -3,8 +3,8 @@
 //! async runtimes, tensors and what a record says.
 //!
 //! From the outside in: [`store`](Store) (the whole), `reader` and `writer` (the two sides of the barrier), `records`,
-//! `documents`, `dataset`, `adapters`, `blobs`, `audit` (one kind of thing each), `heads` (nothing vanishes unseen), `keys`,
-//! `keyring`, `recipient`, `shares`, `wrapped`, `memory` (keys), `turn` (new epochs), `erase` (of a client), `backup` (out and back), `export` (signatures), `transient` (values that stay in memory), `envelope`, `padding`, `format` (bytes), `tables`, `backend` (the database under it), `stop`,
+//! `documents`, `dataset`, `adapters`, `blobs`, `audit` (one kind of thing each), `heads`, `doubt`, `mark` (nothing vanishes unseen), `keys`,
+//! `keyring`, `recipient`, `shares`, `wrapped`, `memory` (keys), `turn` (new epochs), `erase` (of a client), `backup` (out and back), `export` (signatures), `transient` (values that stay in memory), `envelope`, `padding`, `format` (bytes), `tables`, `engine`, `backend` (the database under it), `stop`,
 //! `verify` (the check of a whole state). docs/FORMAT.md has the byte maps.
 
 mod adapters;
@@ -14,6 +14,8 @@ mod backup;
 mod blobs;
 mod dataset;
 mod documents;
+mod doubt;
+mod engine;
 mod entropy;
 mod envelope;
 mod erase;
@@ -25,6 +27,7 @@ mod format;
 mod heads;
 mod keyring;
 mod keys;
+mod mark;
 mod memory;
 mod padding;
 mod reader;

@@ -1,6 +1,7 @@
 //! Reading: one snapshot, or the open state of a change. Everything that leaves the database passes here and
 //! authenticates, or is an error. What the values mean is known by the files of their kind.
 
+use crate::doubt::Doubt;
 use crate::envelope::{self, Key, KeyId};
 use crate::error::{Fault, ReadError};
 use crate::keys::{Keys, Purpose, Shared};
@@ -22,11 +23,18 @@ pub struct Reader<'s> {
     opened: &'s Opened,
     dir: &'s Path,
     pub(crate) txn: Txn,
+    /// Rows that are doubted are shown all the same, to a check that tells of them.
+    without_doubt: bool,
 }
 
 impl<'s> Reader<'s> {
     pub(crate) fn new(opened: &'s Opened, dir: &'s Path, txn: Txn) -> Self {
-        Self { opened, dir, txn }
+        Self { opened, dir, txn, without_doubt: false }
+    }
+
+    /// Shows every row as it is, for a check that compares them with the heads itself.
+    pub(crate) fn without_doubt(self) -> Self {
+        Self { without_doubt: true, ..self }
     }
 
     pub(crate) fn keys(&self) -> &'s Keys {
@@ -71,7 +79,14 @@ impl<'s> Reader<'s> {
 
     /// The bytes of a row as the database has them.
     pub(crate) fn raw(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        self.opened.noted(self.txn.get(table, key))
+        let found = self.opened.noted(self.txn.get(table, key))?;
+        self.undoubted(|doubt| if found.is_some() { doubt.row(table) } else { doubt.absence(table) })?;
+        Ok(found)
+    }
+
+    /// Whether nothing is doubted of what is asked.
+    pub(crate) fn undoubted(&self, ask: impl FnOnce(&Doubt) -> Result<(), Fault>) -> Result<(), Fault> {
+        if self.without_doubt { Ok(()) } else { ask(&self.opened.doubt) }
     }
 
     /// Opens the value of a row.
@@ -87,6 +102,9 @@ impl<'s> Reader<'s> {
         };
         if !accepts(table, key, purpose) {
             return Err(ReadError::Integrity("a stored value is sealed with a key of another purpose"));
+        }
+        if table == Table::Records {
+            self.undoubted(|doubt| doubt.record(purpose))?;
         }
         match envelope::open(&data_key, &context(self.keys(), table, key), sealed) {
             Ok(body) => Ok((purpose, body)),
@@ -110,11 +128,16 @@ impl<'s> Reader<'s> {
         table: Table,
         prefix: &'a [u8],
     ) -> impl Iterator<Item = Result<Row, Fault>> + use<'a, 's> {
-        self.txn.rows(table, prefix).map(|row| self.opened.noted(row))
+        let doubted = self.undoubted(|doubt| doubt.absence(table)).err().map(Err);
+        let rows = self.txn.rows(table, prefix).map(|row| self.opened.noted(row));
+        // When the rows are doubted, that is all there is to be read.
+        let end = if doubted.is_some() { 0 } else { usize::MAX };
+        doubted.into_iter().chain(rows.take(end))
     }
 
     /// How many rows a table has, as the database counts them.
     pub(crate) fn count(&self, table: Table) -> Result<u64, ReadError> {
+        self.undoubted(|doubt| doubt.absence(table))?;
         Ok(self.opened.noted(self.txn.len(table))?)
     }
 }

@@ -4,18 +4,21 @@
 use crate::audit::{AuditDraft, AuditFindings};
 use crate::backend::{self, Disk, RealDisk};
 use crate::blobs;
+use crate::doubt::Doubt;
+use crate::engine::Engine;
 use crate::entropy::{self, Entropy};
 use crate::error::{CreateError, Fault, OpenError, ReadError, SealError, UnsealError, WriteError};
 use crate::keyring::{self, Held, KdfCost, Keyring, KeyringError, Unlock, UnlockError, UnlockSource, Unlocked};
 use crate::keys::{Keys, Purpose, Shared};
+use crate::mark::Mark;
+use crate::memory::KEY_BYTES;
 use crate::reader::Reader;
-use crate::tables::{Table, Txn, guarded};
+use crate::tables::{Table, Txn};
 use crate::verify::StateFindings;
 use crate::writer::{Seals, Writer, shared_key};
 use crate::{envelope, files, format, stop};
 use empathd_proto::audit::{AuditEntry, Hash, SignedCheckpoint};
 use empathd_proto::{Secret, StoreId};
-use redb::Database;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{self, Write};
@@ -55,7 +58,12 @@ pub(crate) struct Opened {
     pub(crate) keys: Keys,
     pub(crate) seals: Seals,
     pub(crate) unsealed: bool,
-    db: Option<Database>,
+    db: Option<Box<dyn Engine>>,
+    /// Makes the tags of the database's pages.
+    page_key: [u8; KEY_BYTES],
+    /// Rows that cannot be taken as they are.
+    pub(crate) doubt: Doubt,
+    pub(crate) mark: Mark,
     /// The disk failed under the database: it is opened again before anything else happens.
     pub(crate) failed: AtomicBool,
 }
@@ -98,8 +106,8 @@ impl Store {
         let (keyring, unlocked) = Keyring::create(passphrase, cost, &*entropy).map_err(|_| CreateError::Memory)?;
         begin_folder(dir, &keyring)?;
         let id = keyring.store();
-        let mut opened = Opened::new(id).map_err(Fault::from)?;
-        opened.db = Some(backend::create(&*disk, dir)?);
+        let mut opened = Opened::new(id, &*entropy).map_err(Fault::from)?;
+        opened.set_db(backend::create(&*disk, dir, opened.page_key())?);
         opened.fill(dir, &*entropy, &unlocked, audit)?;
         finish_folder(disk, dir, keyring, entropy, opened)
     }
@@ -125,7 +133,7 @@ impl Store {
             KeyringError::Io(error) => OpenError::Io(error),
         })?;
         let id = held.store();
-        let opened = RwLock::new(Opened::new(id).map_err(OpenError::Io)?);
+        let opened = RwLock::new(Opened::new(id, &*entropy).map_err(OpenError::Io)?);
         Ok(Self { dir: dir.to_owned(), id, held: RwLock::new(held), entropy, disk, opened })
     }
 
@@ -151,8 +159,7 @@ impl Store {
         if opened.unsealed {
             return Err(UnsealError::AlreadyUnsealed);
         }
-        let check = !stop::exists(&self.dir);
-        let started = self.load(&mut opened, &unlocked, check).and_then(|()| self.start(&mut opened, keyring, audit));
+        let started = self.load(&mut opened, &unlocked).and_then(|()| self.start(&mut opened, keyring, audit));
         match started {
             Ok(()) => opened.unsealed = true,
             Err(_) => opened.close(),
@@ -307,14 +314,15 @@ impl Store {
     /// # Errors
     /// [`ReadError`] when the check could not be made; what it found is in the findings.
     pub fn verify_all(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<StateFindings, ReadError> {
-        self.read(|reader| reader.check_all(progress))
+        let opened = self.ready()?;
+        Reader::new(&opened, &self.dir, opened.snapshot()?).without_doubt().check_all(progress)
     }
 
-    /// Opens the database and takes the keys: everything of an unsealing that changes nothing. With `check`, every page of
-    /// the database is verified first.
-    pub(crate) fn load(&self, opened: &mut Opened, unlocked: &Unlocked, check: bool) -> Result<(), UnsealError> {
-        opened.drop_db();
-        opened.db = Some(backend::open(&*self.disk, &self.dir, check)?);
+    /// Opens the database, of which every page is verified, and takes the keys: everything of an unsealing that changes
+    /// nothing.
+    pub(crate) fn load(&self, opened: &mut Opened, unlocked: &Unlocked) -> Result<(), UnsealError> {
+        opened.db = None;
+        opened.db = Some(backend::open(&*self.disk, &self.dir, &opened.page_key)?);
         opened.failed.store(false, Ordering::Release);
         opened.keys.set_roots(&unlocked.root, &unlocked.epochs[0].key());
         if let Some(next) = unlocked.epochs.get(1) {
@@ -326,12 +334,16 @@ impl Store {
             let key = shared_key(&Reader::new(opened, &self.dir, opened.snapshot()?), shared)?;
             opened.keys.set_shared(shared, &key);
         }
+        opened.check_mark(&Reader::new(opened, &self.dir, opened.snapshot()?))?;
         Ok(())
     }
 
     /// Everything of an unsealing that changes something.
     fn start(&self, opened: &mut Opened, keyring: Keyring, audit: AuditDraft) -> Result<(), UnsealError> {
-        blobs::sweep(&Reader::new(opened, &self.dir, opened.snapshot()?))?;
+        opened.doubt = opened.doubt(&self.dir)?;
+        if opened.doubt.row(Table::Blobs).is_ok() {
+            blobs::sweep(&Reader::new(opened, &self.dir, opened.snapshot()?))?;
+        }
         self.leave_as(opened, Run::Running, &[audit])?;
         stop::consume(&self.dir).map_err(Fault::from)?;
         if !self.held().is_current() {
@@ -343,7 +355,7 @@ impl Store {
     }
 
     fn stop(&self, opened: &mut Opened, audit: AuditDraft) -> Result<(), WriteError> {
-        if opened.failed.load(Ordering::Acquire) {
+        if opened.has_failed() {
             opened.reopen(&*self.disk, &self.dir)?;
         }
         self.tidy(opened)?;
@@ -351,7 +363,7 @@ impl Store {
         // The database keeps the state before the last commit, too: from now on both say that it stopped.
         self.leave_as(opened, Run::Stopped, &[])?;
         if let Some(db) = opened.db.take() {
-            guarded(|| Ok(db.close()?))?;
+            db.close()?;
         }
         stop::write(&self.dir, &opened.keys.stop_key()).map_err(Fault::from)?;
         Ok(())
@@ -373,12 +385,12 @@ impl Store {
         if !opened.unsealed {
             return Err(ReadError::Sealed);
         }
-        if !opened.failed.load(Ordering::Acquire) {
+        if !opened.has_failed() {
             return Ok(opened);
         }
         drop(opened);
         let mut opened = self.exclusive();
-        if opened.unsealed && opened.failed.load(Ordering::Acquire) {
+        if opened.unsealed && opened.has_failed() {
             opened.reopen(&*self.disk, &self.dir)?;
             self.tidy(&mut opened)?;
         }
@@ -419,9 +431,27 @@ impl std::fmt::Debug for Store {
 }
 
 impl Opened {
-    pub(crate) fn new(store: StoreId) -> io::Result<Self> {
-        let keys = Keys::new(store)?;
-        Ok(Self { keys, seals: Seals::new(), unsealed: false, db: None, failed: AtomicBool::new(false) })
+    pub(crate) fn new(store: StoreId, entropy: &dyn Entropy) -> io::Result<Self> {
+        Ok(Self {
+            keys: Keys::new(store)?,
+            seals: Seals::new(),
+            unsealed: false,
+            db: None,
+            page_key: entropy::array(entropy),
+            doubt: Doubt::default(),
+            mark: Mark::default(),
+            failed: AtomicBool::new(false),
+        })
+    }
+
+    /// The key of the tags of pages.
+    pub(crate) fn page_key(&self) -> &[u8; KEY_BYTES] {
+        &self.page_key
+    }
+
+    /// Whether the disk failed since the database was opened.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire) || self.db.as_ref().is_some_and(|db| db.has_failed())
     }
 
     /// Passes an answer of the disk on, and remembers when it was a failure.
@@ -441,36 +471,28 @@ impl Opened {
         Ok(Writer::new(Reader::new(self, dir, txn), entropy))
     }
 
-    fn db(&self) -> Result<&Database, Fault> {
-        self.db.as_ref().ok_or_else(|| Fault::Io(io::Error::other("the database is closed")))
+    pub(crate) fn db(&self) -> Result<&dyn Engine, Fault> {
+        self.db.as_deref().ok_or_else(|| Fault::Io(io::Error::other("the database is closed")))
     }
 
     /// Opens the database again after the disk failed. Nothing is retried: what was not durable is gone.
     pub(crate) fn reopen(&mut self, disk: &dyn Disk, dir: &Path) -> Result<(), Fault> {
-        self.drop_db();
-        self.db = Some(backend::open(disk, dir, true)?);
+        self.db = None;
+        self.db = Some(backend::open(disk, dir, &self.page_key)?);
         self.settle_epoch()?;
+        self.check_mark(&Reader::new(self, dir, self.snapshot()?)).map_err(ReadError::into_fault)?;
         self.failed.store(false, Ordering::Release);
         Ok(())
     }
 
     /// Takes a new database.
-    pub(crate) fn set_db(&mut self, db: Database) {
+    pub(crate) fn set_db(&mut self, db: Box<dyn Engine>) {
         self.db = Some(db);
     }
 
     /// A transaction that writes, without a barrier before it.
     pub(crate) fn begin(&self) -> Result<Txn, Fault> {
         Txn::write(self.db()?)
-    }
-
-    /// Closes the database without a word: it may panic on its way out of a damaged file.
-    fn drop_db(&mut self) {
-        let db = self.db.take();
-        let _ = guarded(|| {
-            drop(db);
-            Ok(())
-        });
     }
 
     /// Keeps the epoch key that the database uses, and no other.
@@ -486,7 +508,9 @@ impl Opened {
 
     /// Closes the database and overwrites the keys.
     fn close(&mut self) {
-        self.drop_db();
+        self.db = None;
+        self.doubt = Doubt::default();
+        self.mark = Mark::default();
         self.keys.wipe();
         self.unsealed = false;
     }
@@ -516,12 +540,6 @@ impl Opened {
         writer.append_audit(&[audit])?;
         writer.store_heads()?;
         Ok(writer.commit()?)
-    }
-}
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        self.drop_db();
     }
 }
 

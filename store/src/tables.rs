@@ -1,12 +1,10 @@
 //! The tables of the database and their rows as bytes. The database sees random identifiers, HMACs and ciphertext. What a
-//! row means is not known here; that a damaged file can make the database panic is.
+//! row means is not known here, nor which database it is.
 
+use crate::engine::{Change, Engine, View};
 use crate::error::Fault;
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
-use redb::{TableHandle, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use std::ops::Bound;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Rows that a scan copies out of the database at a time.
 const PAGE_ROWS: usize = 128;
@@ -68,81 +66,45 @@ tables! {
     Holds = 15, "holds";
 }
 
-impl Table {
-    const fn definition(self) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
-        TableDefinition::new(self.name())
-    }
-}
-
-/// Runs an operation of the database. It may panic on a damaged file: that becomes an error here, and only here.
-pub(crate) fn guarded<T>(operation: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    catch_unwind(AssertUnwindSafe(operation)).unwrap_or(Err(Fault::Damaged("the database file is damaged")))
-}
-
 /// An open transaction.
 pub(crate) enum Txn {
     /// A snapshot.
-    Read(ReadTransaction),
+    Read(Box<dyn View>),
     /// The one writer.
-    Write(Box<WriteTransaction>),
-}
-
-/// Runs `$body` with `$table` open in either kind of transaction.
-macro_rules! with_table {
-    ($txn:expr, $which:expr, |$table:ident| $body:expr) => {
-        guarded(|| match $txn {
-            Txn::Read(txn) => {
-                let $table = txn.open_table($which.definition())?;
-                $body
-            }
-            Txn::Write(txn) => {
-                let $table = txn.open_table($which.definition())?;
-                $body
-            }
-        })
-    };
+    Write(Box<dyn Change>),
 }
 
 impl Txn {
     /// A snapshot of the database.
-    pub(crate) fn read(db: &Database) -> Result<Self, Fault> {
-        guarded(|| Ok(Txn::Read(db.begin_read()?)))
+    pub(crate) fn read(db: &dyn Engine) -> Result<Self, Fault> {
+        Ok(Txn::Read(db.snapshot()?))
     }
 
-    /// The next writer; waits for the one before. Two-phase commit, and quick repair after a crash.
-    pub(crate) fn write(db: &Database) -> Result<Self, Fault> {
-        guarded(|| {
-            let mut txn = db.begin_write()?;
-            txn.set_two_phase_commit(true);
-            txn.set_quick_repair(true);
-            Ok(Txn::Write(Box::new(txn)))
-        })
+    /// The next writer; waits for the one before.
+    pub(crate) fn write(db: &dyn Engine) -> Result<Self, Fault> {
+        Ok(Txn::Write(db.change()?))
     }
 
     /// The value of a key.
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        with_table!(self, table, |open| Ok(open.get(key)?.map(|value| value.value().to_vec())))
+        self.view().get(table, key)
     }
 
     /// How many rows a table has, as the database counts them.
     pub(crate) fn len(&self, table: Table) -> Result<u64, Fault> {
-        with_table!(self, table, |open| Ok(open.len()?))
+        self.view().len(table)
     }
 
-    /// The first rows after `after` in the order of keys, at most [`PAGE_ROWS`]; whose key begins with `prefix`.
-    fn page(&self, table: Table, prefix: &[u8], after: Option<&[u8]>) -> Result<Vec<Row>, Fault> {
+    /// The first rows after `after` in the order of keys, at most `rows_max`; whose key begins with `prefix`.
+    pub(crate) fn page(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        rows_max: usize,
+    ) -> Result<Vec<Row>, Fault> {
         let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
-        with_table!(self, table, |open| {
-            let mut rows = Vec::new();
-            for row in open.range::<&[u8]>((from, Bound::Unbounded))?.take(PAGE_ROWS) {
-                let (key, value) = row?;
-                if !key.value().starts_with(prefix) {
-                    break;
-                }
-                rows.push((key.value().to_vec(), value.value().to_vec()));
-            }
-            Ok(rows)
-        })
+        self.view().range(table, from, prefix, rows_max)
     }
 
     /// The rows whose key begins with `prefix`, in the order of keys. Between pages the table is closed, so that the
@@ -156,7 +118,7 @@ impl Txn {
         let (mut last, mut ended) = (None::<Vec<u8>>, false);
         std::iter::from_fn(move || {
             if page.len() == 0 && !ended {
-                match self.page(table, prefix, last.as_deref()) {
+                match self.page(table, prefix, last.as_deref(), PAGE_ROWS) {
                     Ok(rows) => {
                         ended = rows.len() < PAGE_ROWS;
                         last = rows.last().map(|(key, _)| key.clone());
@@ -174,61 +136,49 @@ impl Txn {
 
     /// Puts a row; returns the value it replaces.
     pub(crate) fn insert(&self, table: Table, key: &[u8], value: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        guarded(|| {
-            let mut open = self.writer()?.open_table(table.definition())?;
-            let old = open.insert(key, value)?.map(|old| old.value().to_vec());
-            Ok(old)
-        })
+        self.writer()?.put(table, key, value)
     }
 
     /// Takes a row out; returns the value it had.
     pub(crate) fn remove(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        guarded(|| {
-            let mut open = self.writer()?.open_table(table.definition())?;
-            let old = open.remove(key)?.map(|old| old.value().to_vec());
-            Ok(old)
-        })
+        self.writer()?.remove(table, key)
     }
 
     /// Makes every table that is not there.
     pub(crate) fn create_tables(&self) -> Result<(), Fault> {
-        let txn = self.writer()?;
-        guarded(|| Table::ALL.iter().try_for_each(|table| Ok(txn.open_table(table.definition()).map(drop)?)))
+        self.writer()?.create_tables()
     }
 
     /// Whether the database has exactly the tables of this format.
     pub(crate) fn has_only_known_tables(&self) -> Result<bool, Fault> {
-        let known = |name: &str| Table::ALL.iter().any(|table| table.name() == name);
-        guarded(|| match self {
-            Txn::Read(txn) => {
-                let names: Vec<_> = txn.list_tables()?.collect();
-                let all_known = names.iter().all(|table| known(table.name()));
-                Ok(all_known && names.len() == Table::ALL.len() && txn.list_multimap_tables()?.next().is_none())
-            }
-            Txn::Write(_) => Err(Fault::Damaged("tables are listed on snapshots")),
-        })
+        self.view().has_only_known_tables()
     }
 
     /// Makes the changes durable. On an error it is not known whether they are.
     pub(crate) fn commit(self) -> Result<(), Fault> {
-        guarded(|| match self {
-            Txn::Write(txn) => Ok(txn.commit()?),
+        match self {
+            Txn::Write(change) => change.commit(),
             Txn::Read(_) => Ok(()),
-        })
+        }
     }
 
     /// Drops the changes.
     pub(crate) fn abort(self) {
-        // Whatever it answers, nothing of an uncommitted transaction is seen again.
-        let _ = guarded(|| match self {
-            Txn::Write(txn) => Ok(txn.abort()?),
-            Txn::Read(_) => Ok(()),
-        });
+        if let Txn::Write(change) = self {
+            change.abort();
+        }
     }
 
-    fn writer(&self) -> Result<&WriteTransaction, Fault> {
+    fn view(&self) -> &dyn View {
         match self {
-            Txn::Write(txn) => Ok(txn),
+            Txn::Read(view) => &**view,
+            Txn::Write(change) => &**change,
+        }
+    }
+
+    fn writer(&self) -> Result<&dyn Change, Fault> {
+        match self {
+            Txn::Write(change) => Ok(&**change),
             Txn::Read(_) => Err(Fault::Damaged("a snapshot cannot be written")),
         }
     }

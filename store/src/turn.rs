@@ -13,7 +13,6 @@ use crate::store::{Opened, Store};
 use crate::writer::Writer;
 use empathd_proto::{BlobId, Secret};
 use std::sync::RwLockWriteGuard;
-use std::sync::atomic::Ordering;
 use zeroize::Zeroizing;
 
 /// What changes in the ways in when an epoch is turned.
@@ -99,7 +98,7 @@ impl Store {
         let before = opened.keys.before_next();
         let turned = self.turn_rows(&opened, audit, work);
         // The database says whether it happened, also when the commit answered with an error.
-        if opened.failed.load(Ordering::Acquire) {
+        if opened.has_failed() {
             opened.reopen(&*self.disk, &self.dir)?;
         } else {
             opened.settle_epoch()?;
@@ -163,7 +162,7 @@ impl Store {
         if !opened.unsealed {
             return Err(WriteError::Sealed);
         }
-        if opened.failed.load(Ordering::Acquire) {
+        if opened.has_failed() {
             opened.reopen(&*self.disk, &self.dir)?;
         }
         self.tidy(&mut opened)?;

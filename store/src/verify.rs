@@ -79,7 +79,7 @@ pub fn verify_stopped(
         stop::check(dir, &stop_key(&unlocked.root), &mut findings).map_err(VerifyError::Io)?;
     }
     let mut opened = store.exclusive();
-    let checked = store.load(&mut opened, &unlocked, true).and_then(|()| {
+    let checked = store.load(&mut opened, &unlocked).and_then(|()| {
         let reader = Reader::new(&opened, dir, opened.snapshot()?);
         if reader.run()? == Run::Stopped && !sealed {
             findings.add(format!(

@@ -58,6 +58,8 @@ pub struct Writer<'s> {
     current: HashMap<Purpose, (Current, Key)>,
     heads: BTreeMap<Group, Head>,
     changed_heads: BTreeSet<Group>,
+    /// How long the audit trail is with the entries of this change; 0 when it has none.
+    pub(crate) entries: u64,
     pub(crate) written_blobs: Vec<BlobId>,
     pub(crate) dropped_blobs: Vec<BlobId>,
 }
@@ -78,6 +80,7 @@ impl<'s> Writer<'s> {
             current: HashMap::new(),
             heads: BTreeMap::new(),
             changed_heads: BTreeSet::new(),
+            entries: 0,
             written_blobs: Vec::new(),
             dropped_blobs: Vec::new(),
         }
@@ -111,7 +114,10 @@ impl<'s> Writer<'s> {
     /// Takes a row of this purpose out; false when there was none.
     pub(crate) fn delete(&mut self, table: Table, key: &[u8], purpose: Purpose) -> Result<bool, WriteError> {
         let head = self.changing_head(table, purpose)?;
-        let Some(old) = self.noted(self.txn.remove(table, key))? else { return Ok(false) };
+        let Some(old) = self.noted(self.txn.remove(table, key))? else {
+            self.undoubted(|doubt| doubt.absence(table))?;
+            return Ok(false);
+        };
         if let Some(group) = head {
             let keys = self.keys();
             self.heads.entry(group).or_default().remove(keys, table, key, &old);
@@ -202,7 +208,9 @@ impl<'s> Writer<'s> {
     /// Makes the change durable.
     pub(crate) fn commit(self) -> Result<(), Fault> {
         let opened = self.reader.opened();
-        opened.noted(self.reader.txn.commit())
+        opened.noted(self.reader.txn.commit())?;
+        opened.acknowledge(self.entries);
+        Ok(())
     }
 
     /// Drops the change.

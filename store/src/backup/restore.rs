@@ -135,8 +135,8 @@ impl Store {
         let members = vec![source.member(), (Kind::Shares(file.set), shares)];
         let keyring = Keyring::build(file.store, &root, members, std::slice::from_ref(&file.epoch), &*entropy);
         store::begin_folder(dir, &keyring)?;
-        let mut opened = Opened::new(file.store).map_err(Fault::from)?;
-        opened.set_db(backend::create(&*disk, dir)?);
+        let mut opened = Opened::new(file.store, &*entropy).map_err(Fault::from)?;
+        opened.set_db(backend::create(&*disk, dir, opened.page_key())?);
         opened.keys.set_roots(&root, &file.epoch.key());
         put_keys(&mut opened, dir, &file)?;
         let restored = put_rows(&opened, dir, &*entropy, from.backups, &file, audit)?;

@@ -2,8 +2,10 @@
 
 mod backing;
 mod behaviour;
+mod engine;
 mod erasure;
 mod faults;
+mod flips;
 mod model;
 mod older;
 pub(crate) mod support;

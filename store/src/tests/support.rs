@@ -162,6 +162,14 @@ impl MemoryDisk {
         Self(Arc::new(Mutex::new(self.memory().clone())))
     }
 
+    /// Changes bits of one byte, as a hand on the disk would.
+    pub(crate) fn flip(&self, at: usize, bits: u8) {
+        let mut memory = self.memory();
+        if let Some(byte) = memory.visible.get_mut(at) {
+            *byte ^= bits;
+        }
+    }
+
     pub(crate) fn fail_after(&self, operations: u64, error: io::ErrorKind) {
         let mut memory = self.memory();
         memory.left = Some(operations);

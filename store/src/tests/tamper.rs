@@ -47,7 +47,7 @@ fn onlooker(dir: &TempDir) -> (Store, Unlocked) {
 /// Every training record, read from the files as they are now; `None` when anything does not authenticate.
 fn words(dir: &TempDir, store: &Store, unlocked: &Unlocked) -> Option<Words> {
     let mut opened = store.exclusive();
-    store.load(&mut opened, unlocked, false).ok()?;
+    store.load(&mut opened, unlocked).ok()?;
     let folder = state(dir);
     let reader = Reader::new(&opened, &folder, opened.snapshot().ok()?);
     let mut words = Words::new();
@@ -200,7 +200,7 @@ fn altered(seed: u64, f: impl FnOnce(&redb::WriteTransaction)) -> (TempDir, Stat
     (dir, found)
 }
 
-fn all_rows(txn: &redb::WriteTransaction, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
+pub(super) fn all_rows(txn: &redb::WriteTransaction, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
     let open = txn.open_table(raw_table(table.name())).expect("table");
     let rows = open.iter().expect("rows").map(|row| row.expect("row"));
     rows.map(|(key, value)| (key.value().to_vec(), value.value().to_vec())).collect()
