@@ -35,7 +35,7 @@ enum Claim {
     List,
     /// Records a second from source bytes to reviewed records, on the synthetic corpus
     Ingest(ingest::Options),
-    /// Records a second sealed with their audit entries, one and a hundred to a transaction
+    /// What sealing and auditing add to a plain database; opening after a kill; verifying the trail
     Store(store::Options),
     /// Tokens a second of training on random weights of the reference shape
     Train(train::Options),

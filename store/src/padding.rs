@@ -1,10 +1,10 @@
-//! Sizes of sealed values, so that the length of a note does not show what kind of note it is: 64, 256, 1,024, 4,096
+//! Sizes of sealed values, so that the length of a note does not show what kind of note it is: 64, 256, 1,024, 4,008
 //! bytes, above that an eighth of the next lower power of two. What is padded is not known here.
 
 /// Bytes that hold the true length at the end of a padded value.
 const LENGTH_BYTES: usize = 4;
-/// The small buckets, in bytes.
-const SMALL: [usize; 4] = [64, 256, 1024, 4096];
+/// The small buckets, in bytes. The largest of them fits in one page of the database, with its envelope and its key.
+const SMALL: [usize; 4] = [64, 256, 1024, 4008];
 /// Above the small buckets a size is rounded up to this part of the power of two below it: at most 12.5 % is added.
 const STEPS_PER_DOUBLING: usize = 8;
 
@@ -29,7 +29,21 @@ pub(crate) fn pad(out: &mut Vec<u8>, body_bytes: usize) {
 pub(crate) fn body_bytes(padded: &[u8]) -> Option<usize> {
     let (_, length) = padded.split_last_chunk::<LENGTH_BYTES>()?;
     let length = u32::from_le_bytes(*length) as usize;
-    (bucket(length) == padded.len()).then_some(length)
+    (bucket(length) == padded.len() || v1::bucket(length) == Some(padded.len())).then_some(length)
+}
+
+/// What format 1 filled where today's would be smaller.
+mod v1 {
+    use super::LENGTH_BYTES;
+
+    /// Its fourth bucket.
+    const FOURTH: usize = 4096;
+    /// Bytes that went into its third.
+    const THIRD: usize = 1024;
+
+    pub(super) fn bucket(body_bytes: usize) -> Option<usize> {
+        (THIRD + 1..=FOURTH).contains(&(body_bytes + LENGTH_BYTES)).then_some(FOURTH)
+    }
 }
 
 #[cfg(test)]
@@ -45,7 +59,7 @@ mod tests {
                 assert!(size as f64 <= (body + LENGTH_BYTES) as f64 * 1.125, "{body} became {size}");
             }
         }
-        assert_eq!([0, 60, 61, 252, 253, 4092, 4093].map(bucket), [64, 64, 256, 256, 1024, 4096, 4608]);
+        assert_eq!([0, 60, 61, 252, 253, 4004, 4005, 4093].map(bucket), [64, 64, 256, 256, 1024, 4008, 4096, 4608]);
     }
 
     #[test]
@@ -58,5 +72,13 @@ mod tests {
             assert_eq!(body_bytes(&value), None);
         }
         assert_eq!(body_bytes(&[1, 2]), None);
+        let older = |length: u32| [vec![0; 4092], length.to_le_bytes().to_vec()].concat();
+        assert_eq!([1020, 1021, 4000, 4092, 4093].map(|length| body_bytes(&older(length))), [
+            None,
+            Some(1021),
+            Some(4000),
+            Some(4092),
+            None
+        ]);
     }
 }

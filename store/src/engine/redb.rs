@@ -1,4 +1,4 @@
-//! redb behind the seam. Two-phase commit and quick repair; every page is checked when the file is opened and fits what this
+//! redb behind the seam. Two-phase commit; every page is checked when the file is opened and fits what this
 //! process knows of it ever after (`pages`). That a damaged file can make redb panic is known here, and only here.
 
 use super::pages::{Guarded, Pages};
@@ -68,7 +68,6 @@ impl Engine for RedbEngine {
         guarded(|| {
             let mut txn = self.db()?.begin_write()?;
             txn.set_two_phase_commit(true);
-            txn.set_quick_repair(true);
             Ok(Box::new(Write(txn)) as Box<dyn Change>)
         })
     }
