@@ -73,12 +73,9 @@ mod tests {
         }
         assert_eq!(body_bytes(&[1, 2]), None);
         let older = |length: u32| [vec![0; 4092], length.to_le_bytes().to_vec()].concat();
-        assert_eq!([1020, 1021, 4000, 4092, 4093].map(|length| body_bytes(&older(length))), [
-            None,
-            Some(1021),
-            Some(4000),
-            Some(4092),
-            None
-        ]);
+        assert_eq!(
+            [1020, 1021, 4000, 4092, 4093].map(|length| body_bytes(&older(length))),
+            [None, Some(1021), Some(4000), Some(4092), None]
+        );
     }
 }

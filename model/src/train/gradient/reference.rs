@@ -482,7 +482,7 @@ mod tests {
             let shared = |i: &usize| match parameter.kind {
                 crate::adapter::ParameterKind::A => i / (sum.len() / rows) < 2,
                 crate::adapter::ParameterKind::B => i % (sum.len() / rows) < 2,
-                crate::adapter::ParameterKind::Router => false,
+                crate::adapter::ParameterKind::Router | crate::adapter::ParameterKind::Session => false,
             };
             assert!((0..sum.len()).filter(|i| moved(i)).all(|i| shared(&i)), "{}", parameter.name);
             assert!((0..sum.len()).any(|i| moved(&i)) == (0..sum.len()).any(|i| shared(&i)), "{}", parameter.name);

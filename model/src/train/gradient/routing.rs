@@ -9,7 +9,8 @@
 //! * balance: `1/L Σ_l Σ_e f_le/π_e · P_le`, `f` the share of choices (a constant), `P` the mean of `p`, `π` the label prior.
 //!   With `π = 1/E` it is Switch's `E·Σ f·P`; it is 1 when `f = P = π`;
 //! * z: `1/(L·N) Σ logsumexp(z)²`;
-//! * session: `1/N Σ_t CE(y'_d, p_t)` of the session's probabilities, `y'` the label without room for free experts.
+//! * session: `1/D Σ_d 1/T_d Σ_t CE(y'_d, p_t)` of the session's probabilities over the `D` labelled documents, `y'` the label
+//!   without room for free experts: what is short, as crises are, counts as much as what is long.
 
 use super::goals::{RouterParts, RouterPlan};
 use crate::kernels::softmax;
@@ -130,26 +131,33 @@ impl<'a> Tally<'a> {
         for document in &self.plan.documents {
             let rows = log_prior[row * experts..].chunks_exact(experts).take(document.rows);
             if let Some(wanted) = &document.wanted {
-                loss -= rows.map(|row| f64::from(dot(row, &wanted.session))).sum::<f64>();
+                let all = rows.map(|row| f64::from(dot(row, &wanted.session))).sum::<f64>();
+                loss -= all / document.rows.max(1) as f64;
             }
             row += document.rows;
         }
-        loss / self.rows as f64
+        loss / self.labelled()
+    }
+
+    /// Documents with a label, at least one.
+    fn labelled(&self) -> f64 {
+        self.plan.documents.iter().filter(|one| one.wanted.is_some()).count().max(1) as f64
     }
 
     /// Turns the gradient by the session's log-probabilities, `[rows, experts]`, as the layers left it, into that by
     /// `z̄ = P·norm(h)` of each row, the prior's own loss added. With `s` the running mean of `z̄`:
-    /// `ds = d − p·Σd + w/N·(p − y)`; `dz̄_i = Σ_{t≥i} ds_t/(t+1)` within the document.
+    /// `ds = d − p·Σd + w/(D·T_d)·(p − y)`; `dz̄_i = Σ_{t≥i} ds_t/(t+1)` within the document.
     ///
     /// # Panics
     /// The rows are not those of the plan.
     pub(super) fn session_gradient(&self, log_prior: &[f32], d: &mut [f32]) {
         let (experts, mut row) = (self.plan.prior.len(), 0);
         assert!(log_prior.len() == self.rows * experts && log_prior.len() == d.len(), "the rows of the plan");
-        let weight = self.plan.weights.session * self.plan.share / self.rows as f32;
+        let each = self.plan.weights.session * self.plan.share / self.labelled() as f32;
         let mut later = vec![0f32; experts];
         for document in &self.plan.documents {
             later.fill(0.0);
+            let weight = each / document.rows.max(1) as f32;
             for position in (0..document.rows).rev() {
                 let at = (row + position) * experts;
                 let (prior, d) = (&log_prior[at..][..experts], &mut d[at..][..experts]);
@@ -298,7 +306,8 @@ mod tests {
                 let (p, _) = softmax_of(&mean);
                 all += (0..EXPERTS).map(|e| c[at + e] * p[e].ln()).sum::<f64>();
                 if let Some(wanted) = &document.wanted {
-                    let weight = f64::from(plan.weights.session * plan.share) / 8.0;
+                    // Two of the three documents have a label.
+                    let weight = f64::from(plan.weights.session * plan.share) / (2 * document.rows) as f64;
                     all -= (0..EXPERTS).map(|e| weight * f64::from(wanted.session[e]) * p[e].ln()).sum::<f64>();
                 }
             }
