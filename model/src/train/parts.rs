@@ -92,4 +92,16 @@ mod tests {
         assert_eq!(moved(&spec), [rate(2.5e-3, 0.01), rate(1e-2, 0.01), rate(5e-3, 0.0)]);
         assert_eq!(moved(&TrainSpec { only: TrainOnly::Routers, ..spec }), [None, None, rate(5e-3, 0.0)]);
     }
+
+    #[test]
+    fn what_a_session_is_about_is_learnt_faster_than_routing() {
+        let mut spec = spec();
+        spec.mixture.session_prior = true;
+        let shape = Mixture::init(&tiny(), &spec.mixture, 1).unwrap();
+        let rates = rates(&shape, &spec, 1.0);
+        let of = |name: &str| shape.parameters().iter().position(|p| p.name.ends_with(name)).and_then(|i| rates[i]);
+        let [head, router, prior_weight] =
+            ["session.head", "router", "prior_weight"].map(|name| of(name).unwrap().rate);
+        assert!((head - SESSION_RATE_RATIO * router).abs() < 1e-6 && prior_weight == router);
+    }
 }

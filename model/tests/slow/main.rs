@@ -4,6 +4,7 @@
 
 mod export;
 mod reference;
+mod session;
 
 use std::path::PathBuf;
 

@@ -360,7 +360,7 @@ mod tests {
     }
 
     fn plan(routing: PlannedRouting) -> RouterPlan {
-        let wanted = Wanted { route: vec![0.6, 0.3, 0.1].into(), session: vec![0.1, 0.8, 0.1].into() };
+        let wanted = Wanted { route: vec![0.6, 0.3, 0.1].into(), session: vec![0.1, 0.8, 0.1].into(), weight: 0.7 };
         RouterPlan {
             routing,
             documents: vec![Labelled { rows: 6, wanted: Some(wanted) }, Labelled { rows: 4, wanted: None }],
