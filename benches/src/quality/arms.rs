@@ -11,7 +11,7 @@ use empathd_proto::record::Domain;
 use serde_json::{Value, json};
 
 /// Peak learning rate of the LoRA's A sides.
-const LORA_RATE: f32 = 3e-4;
+const LORA_RATE: f32 = 5e-4;
 /// Parts of a run after which it is validated.
 const VALIDATIONS: u32 = 4;
 /// Steps between checkpoints.

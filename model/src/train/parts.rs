@@ -37,9 +37,9 @@ fn of_parameter(shape: &Mixture, parameter: &Parameter<'_>, first: usize) -> Clo
 }
 
 /// Times faster than routers that the session head learns. It reads a stream whose widest numbers say nothing about the text
-/// and stand for a hundred others, and begins at zero: at the routers' rate it had learnt only which domain is the most
-/// frequent when sixty steps were over, at thirty times theirs it knew nine conversations of ten (docs/decisions/0017).
-const SESSION_RATE_RATIO: f32 = 30.0;
+/// and stand for a hundred others, and begins at zero: at a rate of 0.001 it had learnt only which domain is the most frequent
+/// when sixty steps were over, at 0.03 it knew nine conversations of ten (docs/decisions/0017).
+const SESSION_RATE_RATIO: f32 = 10.0;
 
 /// How fast each parameter moves when the schedule is at `factor` of its peak; none where it stays.
 pub(super) fn rates(shape: &Mixture, spec: &TrainSpec, factor: f64) -> Vec<Option<Rate>> {
