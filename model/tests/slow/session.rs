@@ -17,55 +17,72 @@ use empathd_proto::report::TrainProgress;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-/// What is said in each domain, and how many conversations are learnt of it: beginnings, ends and answers are combined.
-const TALK: [(Domain, usize, [&str; 4], [&str; 4], [&str; 2]); 4] = [
-    (
-        Domain::Psychoeducation,
-        40,
-        [
+/// What is said in a domain: beginnings, ends and answers are combined.
+struct Talk {
+    domain: Domain,
+    /// Conversations that are learnt.
+    learnt: usize,
+    begins: [&'static str; 4],
+    ends: [&'static str; 4],
+    answers: [&'static str; 2],
+}
+
+const TALK: [Talk; 4] = [
+    Talk {
+        domain: Domain::Psychoeducation,
+        learnt: 40,
+        begins: [
             "What is a panic attack",
             "How does exposure therapy work",
             "Why do people ruminate",
             "What does burnout mean",
         ],
-        ["and how long does it last?", "and who gets it?", "in plain words?", "and what can be done?"],
-        ["It is a common pattern, and it can be explained step by step.", "Researchers describe three parts of it."],
-    ),
-    (
-        Domain::TherapyDialogue,
-        40,
-        [
+        ends: ["and how long does it last?", "and who gets it?", "in plain words?", "and what can be done?"],
+        answers: [
+            "It is a common pattern, and it can be explained step by step.",
+            "Researchers describe three parts of it.",
+        ],
+    },
+    Talk {
+        domain: Domain::TherapyDialogue,
+        learnt: 40,
+        begins: [
             "My mother called again",
             "I argued with my partner",
             "Work was heavy this week",
             "I could not sleep on Sunday",
         ],
-        ["and I felt small.", "and then I cried.", "so I stayed in bed.", "and I said nothing."],
-        [
+        ends: ["and I felt small.", "and then I cried.", "so I stayed in bed.", "and I said nothing."],
+        answers: [
             "It sounds as if that stayed with you. What was the hardest moment?",
             "You carried a lot. What did you need then?",
         ],
-    ),
-    (
-        Domain::Crisis,
-        24,
-        ["I want to end my life", "I have the pills here", "I cannot go on living", "I wrote a goodbye letter"],
-        ["tonight.", "and nobody will miss me.", "and I am alone.", "right now."],
-        [
+    },
+    Talk {
+        domain: Domain::Crisis,
+        learnt: 24,
+        begins: ["I want to end my life", "I have the pills here", "I cannot go on living", "I wrote a goodbye letter"],
+        ends: ["tonight.", "and nobody will miss me.", "and I am alone.", "right now."],
+        answers: [
             "I am very glad you told me. Are you safe at this moment?",
             "Please call the crisis line now; I stay with you.",
         ],
-    ),
-    (
-        Domain::Documentation,
-        40,
-        ["Session 12, client on time", "Intake note, 45 minutes", "Progress note, week 6", "Telephone contact, brief"],
-        ["PHQ-9 is 14.", "homework was done.", "sleep improved.", "medication unchanged."],
-        [
+    },
+    Talk {
+        domain: Domain::Documentation,
+        learnt: 40,
+        begins: [
+            "Session 12, client on time",
+            "Intake note, 45 minutes",
+            "Progress note, week 6",
+            "Telephone contact, brief",
+        ],
+        ends: ["PHQ-9 is 14.", "homework was done.", "sleep improved.", "medication unchanged."],
+        answers: [
             "Plan: continue weekly sessions, review goals in four weeks.",
             "Assessment: moderate symptoms, no acute risk.",
         ],
-    ),
+    },
 ];
 /// Conversations that are measured, of each domain.
 const MEASURED: usize = 8;
@@ -86,7 +103,7 @@ impl Observer for Silent {
 
 /// Conversation `n` of a domain; those to be measured have beginnings and ends together that no learnt one has.
 fn example(row: usize, n: usize, part: Part) -> Example {
-    let (domain, _, begins, ends, answers) = TALK[row];
+    let Talk { domain, begins, ends, answers, .. } = &TALK[row];
     let (begin, shift) = (n % 4, n / 4 % 3);
     let end = if part == Part::Learn { (begin + shift) % 4 } else { (begin + 3) % 4 };
     let message = |role, text: String| PlainMessage { role, text };
@@ -94,7 +111,7 @@ fn example(row: usize, n: usize, part: Part) -> Example {
         message(ChatRole::User, format!("{} {}", begins[begin], ends[end])),
         message(ChatRole::Assistant, answers[n / 12 % 2].to_owned()),
     ];
-    Example { domain, part, messages }
+    Example { domain: *domain, part, messages }
 }
 
 fn spec() -> TrainSpec {
@@ -103,7 +120,7 @@ fn spec() -> TrainSpec {
         mixture: MixtureSpec {
             shared_rank: 4,
             expert_rank: 4,
-            experts: TALK.iter().map(|(domain, ..)| Some(*domain)).collect(),
+            experts: TALK.iter().map(|talk| Some(talk.domain)).collect(),
             top_k: 2,
             session_prior: true,
             ..MixtureSpec::default()
@@ -142,7 +159,7 @@ fn what_a_conversation_is_about_is_known_after_a_short_training() {
         (0..TALK.len()).flat_map(|row| (0..count(row)).map(move |n| example(row, n, part))).collect()
     };
     let measured = all(Part::HeldOut, &|_| MEASURED);
-    let mut examples = all(Part::Learn, &|row| TALK[row].1);
+    let mut examples = all(Part::Learn, &|row| TALK[row].learnt);
     examples.extend(measured.clone());
     let host = Host { now: &|| Duration::ZERO, memory: &Memory::unknown };
     let format = model.format.as_ref();
@@ -150,7 +167,7 @@ fn what_a_conversation_is_about_is_known_after_a_short_training() {
     let scores = score(&mut gradients, format, Some(&trained.mixture), &measured, 256, &mut || ()).unwrap();
     let mut known = vec![0; TALK.len()];
     for (one, score) in measured.iter().zip(&scores) {
-        let row = TALK.iter().position(|(domain, ..)| *domain == one.domain).unwrap();
+        let row = TALK.iter().position(|talk| talk.domain == one.domain).unwrap();
         let likeliest = (0..TALK.len()).max_by(|a, b| score.session[*a].total_cmp(&score.session[*b]));
         known[row] += usize::from(likeliest == Some(row));
     }
