@@ -34,6 +34,7 @@ mod shares;
 mod stop;
 mod store;
 mod tables;
+mod tiles;
 mod transient;
 mod turn;
 mod verify;
@@ -44,7 +45,7 @@ mod writer;
 mod tests;
 
 pub use adapters::{NewAdapter, StoredAdapter};
-pub use audit::{AuditDraft, AuditFindings, MAX_TAIL};
+pub use audit::{AuditDraft, AuditFindings, InclusionProof, MAX_TAIL};
 pub use backend::{Disk, RealDisk, Storage};
 pub use backup::{Backup, BackupCounts, RestoreError, RestoreFrom, Restored, fuzz_backup, fuzz_key_file};
 pub use blobs::{BlobInfo, MAX_BLOB_BYTES};

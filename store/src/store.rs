@@ -1,7 +1,7 @@
 //! The store as a whole: made, opened, unsealed, read, changed, sealed. While it is sealed no key is in memory and the
 //! database file is closed; sealing it is also the orderly stop. What is stored is not known here.
 
-use crate::audit::{AuditDraft, AuditFindings};
+use crate::audit::{AuditDraft, AuditFindings, InclusionProof};
 use crate::backend::{self, Disk, RealDisk};
 use crate::blobs;
 use crate::entropy::{self, Entropy};
@@ -292,6 +292,14 @@ impl Store {
     /// [`ReadError`].
     pub fn consistency_proof(&self, old_size: u64) -> Result<Vec<Hash>, ReadError> {
         self.read(|reader| reader.consistency_proof(old_size))
+    }
+
+    /// An audit entry with the proof that the trail of today holds it.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn inclusion_proof(&self, seq: u64) -> Result<InclusionProof, ReadError> {
+        self.read(|reader| reader.inclusion_proof(seq))
     }
 
     /// Recomputes the audit tree from its entries. `progress` is told how many of how many are done.
