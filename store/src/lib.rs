@@ -22,6 +22,7 @@ mod export;
 mod files;
 mod findings;
 mod format;
+mod gather;
 mod heads;
 mod keyring;
 mod keys;

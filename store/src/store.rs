@@ -6,6 +6,7 @@ use crate::backend::{self, Disk, RealDisk};
 use crate::blobs;
 use crate::entropy::{self, Entropy};
 use crate::error::{CreateError, Fault, OpenError, ReadError, SealError, UnsealError, WriteError};
+use crate::gather::Gather;
 use crate::keyring::{self, Held, KdfCost, Keyring, KeyringError, Unlock, UnlockError, UnlockSource, Unlocked};
 use crate::keys::{Keys, Purpose, Shared};
 use crate::reader::Reader;
@@ -48,6 +49,7 @@ pub struct Store {
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) disk: Box<dyn Disk>,
     opened: RwLock<Opened>,
+    gather: Gather,
 }
 
 /// What changes when the store is unsealed and sealed.
@@ -126,7 +128,7 @@ impl Store {
         })?;
         let id = held.store();
         let opened = RwLock::new(Opened::new(id).map_err(OpenError::Io)?);
-        Ok(Self { dir: dir.to_owned(), id, held: RwLock::new(held), entropy, disk, opened })
+        Ok(Self { dir: dir.to_owned(), id, held: RwLock::new(held), entropy, disk, opened, gather: Gather::default() })
     }
 
     /// Takes the keys into memory and opens the database. The entry `audit` is written with it.
@@ -251,7 +253,8 @@ impl Store {
         }
     }
 
-    /// Writes audit entries alone, for reads and denials.
+    /// Writes audit entries alone, for reads and denials. They are durable when it returns; callers who come while a
+    /// commit is under way share the next one.
     ///
     /// # Errors
     /// [`WriteError`].
@@ -259,6 +262,10 @@ impl Store {
         if drafts.is_empty() {
             return Ok(());
         }
+        self.gather.submit(drafts, |all| self.commit_audit(all))
+    }
+
+    fn commit_audit(&self, drafts: &[AuditDraft]) -> Result<(), WriteError> {
         let opened = self.ready()?;
         let mut writer = opened.writer(&self.dir, &*self.entropy)?;
         match writer.append_audit(drafts).and_then(|()| writer.store_heads()) {
@@ -574,7 +581,7 @@ pub(crate) fn finish_folder(
         .map_err(Fault::from)?;
     opened.unsealed = true;
     let (id, held) = (keyring.store(), RwLock::new(Held::Now(keyring)));
-    Ok(Store { dir: dir.to_owned(), id, held, entropy, disk, opened: RwLock::new(opened) })
+    Ok(Store { dir: dir.to_owned(), id, held, entropy, disk, opened: RwLock::new(opened), gather: Gather::default() })
 }
 
 /// Says that the store is unsealed.
