@@ -13,6 +13,7 @@ use empathd_proto::audit::tile::{MAX_TILE_LEVEL, NodeAt, TILE_HEIGHT, TILE_WIDTH
 use empathd_proto::audit::tree::root_hash;
 use empathd_proto::audit::{Hash, leaf_hash};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// What the key of a tile in the table of single values begins with.
 const TILE_KEY: &[u8] = b"tile";
@@ -30,12 +31,11 @@ impl Reader<'_> {
     /// A node of the tree of `size` entries.
     pub(crate) fn audit_node(&self, at: NodeAt, size: u64, seen: &mut SeenTiles) -> Result<Hash, ReadError> {
         let tile = at.tile();
-        if !seen.0.contains_key(&tile) {
-            let hashes = self.audit_tile(tile, size)?;
-            seen.0.insert(tile, hashes);
-        }
-        let node = seen.0.get(&tile).and_then(|hashes| at.of_tile(hashes));
-        node.ok_or(ReadError::Integrity("a tile of the audit tree is too short"))
+        let hashes = match seen.0.entry(tile) {
+            Entry::Occupied(read) => read.into_mut(),
+            Entry::Vacant(new) => new.insert(self.audit_tile(tile, size)?),
+        };
+        at.of_tile(hashes).ok_or(ReadError::Integrity("a tile of the audit tree is too short"))
     }
 
     /// The hashes of a tile in the tree of `size` entries.
