@@ -113,6 +113,11 @@ pub enum Action {
         /// How many.
         count: u32,
     },
+    /// Give the whole trail as files. Administrators, while unsealed.
+    AuditExport {
+        /// Where they go.
+        files: FileSink,
+    },
     /// Check the whole trail. Administrators, while unsealed.
     AuditVerify {
         /// The newest checkpoint that the caller has seen.
@@ -174,6 +179,7 @@ impl Action {
             Action::AdapterImport { .. } => ActionKind::AdapterImport,
             Action::AdapterRollback => ActionKind::AdapterRollback,
             Action::AuditTail { .. } => ActionKind::AuditTail,
+            Action::AuditExport { .. } => ActionKind::AuditExport,
             Action::AuditVerify { .. } => ActionKind::AuditVerify,
             Action::Chat(_) => ActionKind::Chat,
             Action::Complete(_) => ActionKind::Complete,
@@ -293,6 +299,7 @@ mod tests {
             (Action::AdapterExport { id, files: FileSink::default() }, "a", Unsealed),
             (Action::AdapterRollback, "a", Unsealed),
             (Action::AuditTail { count: 1 }, "a", Unsealed),
+            (Action::AuditExport { files: FileSink::default() }, "a", Unsealed),
             (Action::AuditVerify { known: None, progress: sink() }, "a", Unsealed),
             (Action::Chat(Box::new(crate::fixture::call("x"))), "e", Unsealed),
             (Action::Complete(Box::new(crate::fixture::call("x"))), "e", Unsealed),

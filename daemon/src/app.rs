@@ -254,6 +254,7 @@ impl App {
             Action::AdapterImport { options, upload } => jobs::import::start(self, options, upload, draft).await,
             Action::AdapterRollback => crate::adapters::rollback(self, draft).await,
             Action::AuditTail { count } => acts::audit_tail(self, count).await,
+            Action::AuditExport { files } => crate::trail::export(self, files, draft).await,
             Action::AuditVerify { known, progress } => acts::audit_verify(self, known, progress).await,
             Action::Chat(call) | Action::Complete(call) => {
                 Ok(Acted::outside(Reply::Answer(inference::answer(self, actor, *call).await?)))

@@ -139,6 +139,9 @@ pub enum AdminRequest {
         /// How many, at most [`MAX_AUDIT_TAIL`].
         count: u32,
     },
+    /// Give the whole audit trail as files that are checked without an appliance. Answered with [`FromDaemon::File`]s and their
+    /// chunks.
+    AuditExport,
     /// Check the whole audit trail and, when the tool has seen an earlier checkpoint, that it was only extended.
     AuditVerify {
         /// The newest checkpoint this tool has seen.
@@ -239,6 +242,8 @@ pub enum AdminReply {
     AuditEntries(Vec<AuditEntry>),
     /// To `AuditVerify`.
     AuditVerified(AuditVerdict),
+    /// To `AuditExport`, behind the last file.
+    AuditExported(TrailSummary),
 }
 
 /// Everything that is known of a training job.
@@ -266,6 +271,17 @@ pub struct ExportSummary {
     pub bytes: u64,
     /// The key that signed the manifest, base64.
     pub public_key: String,
+}
+
+/// An audit trail that was exported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrailSummary {
+    /// Its entries.
+    pub entries: u64,
+    /// Files, that of the checkpoint included.
+    pub files: u32,
+    /// The checkpoint over all entries.
+    pub checkpoint: SignedCheckpoint,
 }
 
 /// How the appliance is.

@@ -15,6 +15,7 @@ use empathd_proto::audit::{
     ActionKind, AuditEntry, AuditObject, Checkpoint, Frontier, Hash, Outcome, Principal, SignedCheckpoint, leaf_hash,
 };
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Key of the trail's end in the anchor table.
 const TRAIL_KEY: &[u8] = b"audit";
@@ -129,7 +130,15 @@ impl Reader<'_> {
     /// [`ReadError`].
     pub fn audit_tail(&self, count: u32) -> Result<Vec<AuditEntry>, ReadError> {
         let size = self.expected_trail()?.size;
-        (size.saturating_sub(count.min(MAX_TAIL).into())..size)
+        self.audit_entries(size.saturating_sub(count.min(MAX_TAIL).into())..size)
+    }
+
+    /// The entries with these numbers; all of them are in memory at once.
+    ///
+    /// # Errors
+    /// [`ReadError`]; an entry that is not there is one.
+    pub fn audit_entries(&self, numbers: Range<u64>) -> Result<Vec<AuditEntry>, ReadError> {
+        numbers
             .map(|seq| {
                 let leaf = self.value(Table::Audit, &seq.to_be_bytes())?;
                 leaf.and_then(|(_, leaf)| AuditEntry::from_leaf(&leaf))

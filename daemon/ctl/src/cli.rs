@@ -299,7 +299,19 @@ pub enum AuditCommand {
         lines: u32,
     },
     /// Check the whole trail, and that it only extends the newest checkpoint this user has seen
-    Verify,
+    Verify {
+        /// Check the files of an export instead; needs no appliance
+        #[arg(long, value_name = "DIR")]
+        export: Option<PathBuf>,
+        /// The key that must have signed the export, as an earlier check showed it
+        #[arg(long, value_name = "BASE64", requires = "export")]
+        key: Option<String>,
+    },
+    /// Write the whole trail as files: one entry a line, and the signed checkpoint over all of them
+    Export {
+        /// Folder for the files; made when it is missing, refused when it is not empty
+        dir: PathBuf,
+    },
 }
 
 #[cfg(test)]

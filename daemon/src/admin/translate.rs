@@ -53,6 +53,7 @@ pub(super) fn incoming(request: AdminRequest, upload_bytes_max: u64, outgoing: O
         AdminRequest::AdapterExport { id } => Action::AdapterExport { id, files },
         AdminRequest::AdapterRollback => Action::AdapterRollback,
         AdminRequest::AuditTail { count } => Action::AuditTail { count },
+        AdminRequest::AuditExport => Action::AuditExport { files },
         AdminRequest::AuditVerify { known } => Action::AuditVerify { known, progress },
     };
     Incoming { action, chunks: None }

@@ -73,6 +73,8 @@ words! {
         AdapterExport = "adapter_export",
         /// A public LoRA became an expert.
         AdapterImport = "adapter_import",
+        /// The trail left the appliance as files.
+        AuditExport = "audit_export",
     }
 
     /// What kind of caller it was.

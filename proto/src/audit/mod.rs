@@ -4,6 +4,7 @@
 
 pub mod checkpoint;
 pub mod entry;
+pub mod export;
 pub mod log;
 #[doc(hidden)]
 pub mod tamper;

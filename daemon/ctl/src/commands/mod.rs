@@ -15,6 +15,7 @@ pub(crate) mod ingest;
 mod store;
 #[cfg(test)]
 mod tests;
+mod trail;
 mod train;
 
 use crate::cli::{Cli, Command};
