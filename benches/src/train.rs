@@ -277,7 +277,7 @@ impl Run {
     fn plan(&self) -> RouterPlan {
         let losses = LossSpec::default();
         let shares: Arc<[f32]> = vec![1.0 / self.experts as f32; self.experts].into();
-        let wanted = || Wanted { route: shares.clone(), session: shares.clone() };
+        let wanted = || Wanted { route: shares.clone(), session: shares.clone(), weight: 1.0 };
         let labelled = || Labelled { rows: self.sequences.0 as usize, wanted: Some(wanted()) };
         RouterPlan {
             routing: PlannedRouting::Own,

@@ -4,7 +4,7 @@
 use crate::actor::{Actor, AdminRole};
 use crate::admin::upload::{FileSink, ProgressSink, Upload};
 use crate::inference::call::{AnswerCall, EmbedCall};
-use empathd_proto::admin::{ApiRole, TrainOptions};
+use empathd_proto::admin::{ApiRole, ImportOptions, TrainOptions};
 use empathd_proto::audit::{ActionKind, SignedCheckpoint};
 use empathd_proto::ids::{AdapterId, JobId};
 use empathd_proto::secret::Secret;
@@ -99,12 +99,24 @@ pub enum Action {
         /// Where its files go.
         files: FileSink,
     },
+    /// Make a public LoRA an expert and train the routers to use it. Administrators, while unsealed.
+    AdapterImport {
+        /// How.
+        options: ImportOptions,
+        /// Configuration, then weights.
+        upload: Upload,
+    },
     /// Go back to the generation before. Administrators, while unsealed.
     AdapterRollback,
     /// Read the newest audit entries. Administrators, while unsealed.
     AuditTail {
         /// How many.
         count: u32,
+    },
+    /// Give the whole trail as files. Administrators, while unsealed.
+    AuditExport {
+        /// Where they go.
+        files: FileSink,
     },
     /// Check the whole trail. Administrators, while unsealed.
     AuditVerify {
@@ -164,8 +176,10 @@ impl Action {
             Action::AdapterList => ActionKind::AdapterList,
             Action::AdapterPromote { .. } => ActionKind::AdapterPromote,
             Action::AdapterExport { .. } => ActionKind::AdapterExport,
+            Action::AdapterImport { .. } => ActionKind::AdapterImport,
             Action::AdapterRollback => ActionKind::AdapterRollback,
             Action::AuditTail { .. } => ActionKind::AuditTail,
+            Action::AuditExport { .. } => ActionKind::AuditExport,
             Action::AuditVerify { .. } => ActionKind::AuditVerify,
             Action::Chat(_) => ActionKind::Chat,
             Action::Complete(_) => ActionKind::Complete,
@@ -209,7 +223,12 @@ impl Action {
     pub fn begins_work(&self) -> bool {
         matches!(
             self,
-            Action::Chat(_) | Action::Complete(_) | Action::Embed(_) | Action::Ingest { .. } | Action::TrainStart(_)
+            Action::Chat(_)
+                | Action::Complete(_)
+                | Action::Embed(_)
+                | Action::Ingest { .. }
+                | Action::TrainStart(_)
+                | Action::AdapterImport { .. }
         )
     }
 
@@ -245,6 +264,14 @@ mod tests {
         let (secret, sink) = (|| Secret::new(String::new()), ProgressSink::default);
         let options =
             TrainOptions { dataset: None, steps: None, minutes: None, seed: 0, promote: false, until_ms: None };
+        let import = ImportOptions {
+            domain: None,
+            alone: false,
+            attention_to_shared: false,
+            config_bytes: 1,
+            weights_bytes: 1,
+            train: options.clone(),
+        };
         let id = AdapterId::from_bytes([0; 16]);
         vec![
             (Action::Status, "sa", Nothing),
@@ -262,6 +289,7 @@ mod tests {
             ),
             (Action::DatasetCut { validation_percent: 1, seed: 0 }, "a", Unsealed),
             (Action::DatasetList, "a", Unsealed),
+            (Action::AdapterImport { options: import, upload: upload() }, "a", Unsealed),
             (Action::TrainStart(options), "a", Unsealed),
             (Action::TrainStatus { job: None, follow: false, progress: sink() }, "a", Unsealed),
             (Action::TrainReport { job: None }, "a", Unsealed),
@@ -271,6 +299,7 @@ mod tests {
             (Action::AdapterExport { id, files: FileSink::default() }, "a", Unsealed),
             (Action::AdapterRollback, "a", Unsealed),
             (Action::AuditTail { count: 1 }, "a", Unsealed),
+            (Action::AuditExport { files: FileSink::default() }, "a", Unsealed),
             (Action::AuditVerify { known: None, progress: sink() }, "a", Unsealed),
             (Action::Chat(Box::new(crate::fixture::call("x"))), "e", Unsealed),
             (Action::Complete(Box::new(crate::fixture::call("x"))), "e", Unsealed),

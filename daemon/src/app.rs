@@ -251,8 +251,10 @@ impl App {
             Action::AdapterList => crate::adapters::list(self).await,
             Action::AdapterPromote { id } => crate::adapters::promote(self, id, draft).await,
             Action::AdapterExport { id, files } => crate::adapters::export::export(self, id, files, draft).await,
+            Action::AdapterImport { options, upload } => jobs::import::start(self, options, upload, draft).await,
             Action::AdapterRollback => crate::adapters::rollback(self, draft).await,
             Action::AuditTail { count } => acts::audit_tail(self, count).await,
+            Action::AuditExport { files } => crate::trail::export(self, files, draft).await,
             Action::AuditVerify { known, progress } => acts::audit_verify(self, known, progress).await,
             Action::Chat(call) | Action::Complete(call) => {
                 Ok(Acted::outside(Reply::Answer(inference::answer(self, actor, *call).await?)))

@@ -4,7 +4,12 @@
 
 use crate::jobs::window::Window;
 use empathd_clinic::scaffold::HelpLines;
-use empathd_proto::engine::{ComputePath, CrisisFloor, Guards, LossSpec, Plateau, RopeSpec, ServingSpec, Stages};
+use empathd_proto::engine::{
+    ComputePath, CrisisFloor, Guards, LossSpec, MixtureSpec, Plateau, RopeSpec, ServingSpec, Stages, TrainOnly,
+    TrainSpec,
+};
+use empathd_proto::ids::JobId;
+use empathd_proto::record::Domain;
 use serde::Deserialize;
 use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -216,16 +221,16 @@ impl Default for Training {
             seq_len: 1024,
             tokens_per_step: 1024,
             pass_tokens: None,
-            shared_rank: 8,
+            shared_rank: 16,
             expert_rank: 8,
             experts_min: 4,
             experts_max: 8,
             top_k: 2,
             scale: 2.0,
             session_prior: true,
-            learning_rate: 3e-4,
+            learning_rate: 8e-4,
             b_rate_ratio: 4.0,
-            router_learning_rate: 1e-3,
+            router_learning_rate: 3e-3,
             weight_decay: 0.01,
             warmup: 0.1,
             clip: 1.0,
@@ -238,6 +243,47 @@ impl Default for Training {
             losses: LossSpec::default(),
             guards: Guards::default(),
             crisis_floor: CrisisFloor::default(),
+        }
+    }
+}
+
+impl Training {
+    /// What a job with these experts is asked for; its name, its seed and its time are not known here.
+    #[must_use]
+    pub fn spec(&self, experts: Vec<Option<Domain>>) -> TrainSpec {
+        let has_crisis = experts.contains(&Some(Domain::Crisis));
+        TrainSpec {
+            job: JobId::from_bytes([0; 16]),
+            mixture: MixtureSpec {
+                shared_rank: self.shared_rank,
+                expert_rank: self.expert_rank,
+                experts,
+                top_k: self.top_k,
+                scale: self.scale,
+                session_prior: self.session_prior,
+                crisis_floor: (self.session_prior && has_crisis).then_some(self.crisis_floor),
+                ..MixtureSpec::default()
+            },
+            only: TrainOnly::All,
+            seq_len: self.seq_len,
+            tokens_per_step: self.tokens_per_step,
+            pass_tokens: self.pass_tokens,
+            steps: self.steps,
+            seconds_max: 60 * u32::from(self.minutes),
+            learning_rate: self.learning_rate,
+            b_rate_ratio: self.b_rate_ratio,
+            router_learning_rate: self.router_learning_rate,
+            weight_decay: self.weight_decay,
+            warmup: self.warmup,
+            clip: self.clip,
+            validate_every: self.validate_every,
+            checkpoint_every: self.checkpoint_every,
+            patience: self.patience,
+            plateau: self.plateau,
+            stages: self.stages,
+            losses: self.losses,
+            guards: self.guards,
+            seed: 1,
         }
     }
 }

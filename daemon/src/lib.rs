@@ -25,6 +25,7 @@ pub use jobs::examples;
 mod records;
 mod refusals;
 mod stored;
+mod trail;
 mod vault;
 
 pub mod clock;

@@ -6,10 +6,10 @@ use crate::audit::{AuditEntry, SignedCheckpoint};
 use crate::engine::ServingStatus;
 use crate::ids::{AdapterId, DatasetId, JobId, StoreId};
 use crate::problem::Problem;
-use crate::record::words;
+use crate::record::{Domain, words};
 use crate::report::{AdapterSummary, DatasetSummary, IngestReport, TrainProgress, TrainStatus};
 use crate::secret::Secret;
-use crate::train::CurvePoint;
+use crate::train::{CurvePoint, StepPoint};
 use serde::{Deserialize, Serialize};
 
 /// Largest source file that can be uploaded.
@@ -131,11 +131,17 @@ pub enum AdminRequest {
         /// Which.
         id: AdapterId,
     },
+    /// Make a public LoRA one more expert and train the routers to use it. Followed by an upload: `adapter_config.json`, then
+    /// `adapter_model.safetensors`.
+    AdapterImport(ImportOptions),
     /// The newest audit entries.
     AuditTail {
         /// How many, at most [`MAX_AUDIT_TAIL`].
         count: u32,
     },
+    /// Give the whole audit trail as files that are checked without an appliance. Answered with [`FromDaemon::File`]s and their
+    /// chunks.
+    AuditExport,
     /// Check the whole audit trail and, when the tool has seen an earlier checkpoint, that it was only extended.
     AuditVerify {
         /// The newest checkpoint this tool has seen.
@@ -161,6 +167,23 @@ pub struct TrainOptions {
     pub promote: bool,
     /// When it must have ended, milliseconds since the Unix epoch.
     pub until_ms: Option<u64>,
+}
+
+/// Options of an import.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ImportOptions {
+    /// What the expert is for; free when absent.
+    pub domain: Option<Domain>,
+    /// A mixture of this expert alone, instead of the active generation with one more.
+    pub alone: bool,
+    /// Whether the LoRA's attention part may be added to the shared pair, where every conversation then uses it.
+    pub attention_to_shared: bool,
+    /// Bytes of `adapter_config.json`, which come first.
+    pub config_bytes: u64,
+    /// Bytes of `adapter_model.safetensors`, which come behind.
+    pub weights_bytes: u64,
+    /// How the routers are trained.
+    pub train: TrainOptions,
 }
 
 words! {
@@ -202,7 +225,7 @@ pub enum AdminReply {
     Dataset(DatasetSummary),
     /// To `DatasetList`.
     Datasets(Vec<DatasetSummary>),
-    /// To `TrainStart` and `TrainStatus`.
+    /// To `TrainStart`, `TrainStatus` and `AdapterImport`.
     Train(TrainStatus),
     /// To `TrainReport`.
     TrainReport(Box<JobReport>),
@@ -219,6 +242,8 @@ pub enum AdminReply {
     AuditEntries(Vec<AuditEntry>),
     /// To `AuditVerify`.
     AuditVerified(AuditVerdict),
+    /// To `AuditExport`, behind the last file.
+    AuditExported(TrailSummary),
 }
 
 /// Everything that is known of a training job.
@@ -246,6 +271,17 @@ pub struct ExportSummary {
     pub bytes: u64,
     /// The key that signed the manifest, base64.
     pub public_key: String,
+}
+
+/// An audit trail that was exported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrailSummary {
+    /// Its entries.
+    pub entries: u64,
+    /// Files, that of the checkpoint included.
+    pub files: u32,
+    /// The checkpoint over all entries.
+    pub checkpoint: SignedCheckpoint,
 }
 
 /// How the appliance is.
@@ -381,6 +417,8 @@ pub enum Progress {
     },
     /// A training step.
     Train(TrainProgress),
+    /// What the last training step measured.
+    Step(Box<StepPoint>),
     /// Audit entries checked.
     Audit {
         /// Checked.

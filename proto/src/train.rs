@@ -143,7 +143,7 @@ pub struct Stages {
 
 impl Default for Stages {
     fn default() -> Self {
-        Self { shared_until: 0.2, forced_until: 0.5 }
+        Self { shared_until: 0.05, forced_until: 0.5 }
     }
 }
 

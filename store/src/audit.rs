@@ -7,13 +7,15 @@ use crate::format;
 use crate::keys::{Keys, Purpose, Shared};
 use crate::reader::Reader;
 use crate::tables::{Row, Table};
+use crate::tiles::{SeenTiles, Tower};
 use crate::writer::Writer;
 use ed25519_dalek::SigningKey;
+use empathd_proto::audit::tile::{consistency_by_nodes, inclusion_by_nodes};
 use empathd_proto::audit::{
-    ActionKind, AuditEntry, AuditObject, Checkpoint, Frontier, Hash, Outcome, Principal, SignedCheckpoint,
-    consistency_proof, leaf_hash,
+    ActionKind, AuditEntry, AuditObject, Checkpoint, Frontier, Hash, Outcome, Principal, SignedCheckpoint, leaf_hash,
 };
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Key of the trail's end in the anchor table.
 const TRAIL_KEY: &[u8] = b"audit";
@@ -58,6 +60,17 @@ impl AuditFindings {
     }
 }
 
+/// An entry, and the proof that the trail a checkpoint fixes holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InclusionProof {
+    /// The entry; its leaf is what is proved.
+    pub entry: AuditEntry,
+    /// The path from the leaf to the root.
+    pub hashes: Vec<Hash>,
+    /// The checkpoint it leads to.
+    pub checkpoint: SignedCheckpoint,
+}
+
 /// The end of the trail.
 #[derive(Serialize, Deserialize)]
 struct Trail {
@@ -85,6 +98,7 @@ impl Writer<'_> {
             let leaf = draft.at(seq).to_leaf();
             self.put(Table::Audit, &seq.to_be_bytes(), Purpose::Shared(Shared::Audit), &leaf)?;
             frontier.push(leaf_hash(&leaf));
+            self.grow_tiles(frontier.size())?;
         }
         let checkpoint = checkpoint_of(self.keys(), &frontier).sign(&signing_key(self.keys()));
         self.entries = frontier.size();
@@ -116,7 +130,15 @@ impl Reader<'_> {
     /// [`ReadError`].
     pub fn audit_tail(&self, count: u32) -> Result<Vec<AuditEntry>, ReadError> {
         let size = self.expected_trail()?.size;
-        (size.saturating_sub(count.min(MAX_TAIL).into())..size)
+        self.audit_entries(size.saturating_sub(count.min(MAX_TAIL).into())..size)
+    }
+
+    /// The entries with these numbers; all of them are in memory at once.
+    ///
+    /// # Errors
+    /// [`ReadError`]; an entry that is not there is one.
+    pub fn audit_entries(&self, numbers: Range<u64>) -> Result<Vec<AuditEntry>, ReadError> {
+        numbers
             .map(|seq| {
                 let leaf = self.value(Table::Audit, &seq.to_be_bytes())?;
                 leaf.and_then(|(_, leaf)| AuditEntry::from_leaf(&leaf))
@@ -130,17 +152,29 @@ impl Reader<'_> {
     /// # Errors
     /// [`ReadError::NotFound`] when the trail was never that long.
     pub fn consistency_proof(&self, old_size: u64) -> Result<Vec<Hash>, ReadError> {
-        if old_size > self.expected_trail()?.size {
+        let size = self.expected_trail()?.size;
+        if old_size > size {
             return Err(ReadError::NotFound("audit entry"));
         }
-        let leaves = self
-            .rows(Table::Audit, &[])
-            .map(|row| {
-                let (key, sealed) = row?;
-                Ok(leaf_hash(&self.open(Table::Audit, &key, &sealed)?.1))
-            })
-            .collect::<Result<Vec<Hash>, ReadError>>()?;
-        Ok(consistency_proof(&leaves, old_size as usize))
+        let mut seen = SeenTiles::default();
+        consistency_by_nodes(size, old_size, |at| self.audit_node(at, size, &mut seen))
+    }
+
+    /// Proof that an entry is in the trail of today.
+    ///
+    /// # Errors
+    /// [`ReadError::NotFound`] when there is no such entry.
+    pub fn inclusion_proof(&self, seq: u64) -> Result<InclusionProof, ReadError> {
+        let trail = self.expected_trail()?;
+        if seq >= trail.size {
+            return Err(ReadError::NotFound("audit entry"));
+        }
+        let mut seen = SeenTiles::default();
+        let hashes = inclusion_by_nodes(trail.size, seq, |at| self.audit_node(at, trail.size, &mut seen))?;
+        let leaf = self.value(Table::Audit, &seq.to_be_bytes())?;
+        let leaf = leaf.and_then(|(_, leaf)| AuditEntry::from_leaf(&leaf));
+        let entry = leaf.ok_or(ReadError::Integrity("an audit entry is missing or not canonical"))?;
+        Ok(InclusionProof { entry, hashes, checkpoint: trail.checkpoint })
     }
 
     /// Recomputes the tree from the entries and compares it with the trail's end.
@@ -155,14 +189,17 @@ impl Reader<'_> {
             Err(other) => return Err(other),
         };
         let total = self.count(Table::Audit)?;
-        let mut computed = Frontier::default();
+        let (mut computed, mut tower) = (Frontier::default(), Tower::default());
         for row in self.rows(Table::Audit, &[]) {
             let seq = computed.size();
-            computed.push(self.check_entry(seq, &row?, &mut findings)?);
+            let leaf = self.check_entry(seq, &row?, &mut findings)?;
+            computed.push(leaf);
+            tower.push(leaf, self, &mut findings)?;
             if seq.is_multiple_of(PROGRESS_ENTRIES) {
                 progress(seq, total);
             }
         }
+        tower.finish(self, &mut findings)?;
         progress(computed.size(), total);
         if let Some(trail) = &trail {
             self.check_trail(trail, &computed, &mut findings);

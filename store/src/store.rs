@@ -1,13 +1,14 @@
 //! The store as a whole: made, opened, unsealed, read, changed, sealed. While it is sealed no key is in memory and the
 //! database file is closed; sealing it is also the orderly stop. What is stored is not known here.
 
-use crate::audit::{AuditDraft, AuditFindings};
+use crate::audit::{AuditDraft, AuditFindings, InclusionProof};
 use crate::backend::{self, Disk, RealDisk};
 use crate::blobs;
 use crate::doubt::Doubt;
 use crate::engine::Engine;
 use crate::entropy::{self, Entropy};
 use crate::error::{CreateError, Fault, OpenError, ReadError, SealError, UnsealError, WriteError};
+use crate::gather::Gather;
 use crate::keyring::{self, Held, KdfCost, Keyring, KeyringError, Unlock, UnlockError, UnlockSource, Unlocked};
 use crate::keys::{Keys, Purpose, Shared};
 use crate::mark::Mark;
@@ -53,6 +54,7 @@ pub struct Store {
     pub(crate) disk: Box<dyn Disk>,
     opened: RwLock<Opened>,
     pub(crate) scrub: Mutex<Cursor>,
+    gather: Gather,
 }
 
 /// What changes when the store is unsealed and sealed.
@@ -136,7 +138,16 @@ impl Store {
         })?;
         let id = held.store();
         let opened = RwLock::new(Opened::new(id, &*entropy).map_err(OpenError::Io)?);
-        Ok(Self { dir: dir.to_owned(), id, held: RwLock::new(held), entropy, disk, opened, scrub: Mutex::default() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            id,
+            held: RwLock::new(held),
+            entropy,
+            disk,
+            opened,
+            gather: Gather::default(),
+            scrub: Mutex::default(),
+        })
     }
 
     /// Takes the keys into memory and opens the database. The entry `audit` is written with it.
@@ -260,7 +271,8 @@ impl Store {
         }
     }
 
-    /// Writes audit entries alone, for reads and denials.
+    /// Writes audit entries alone, for reads and denials. They are durable when it returns; callers who come while a
+    /// commit is under way share the next one.
     ///
     /// # Errors
     /// [`WriteError`].
@@ -268,6 +280,10 @@ impl Store {
         if drafts.is_empty() {
             return Ok(());
         }
+        self.gather.submit(drafts, |all| self.commit_audit(all))
+    }
+
+    fn commit_audit(&self, drafts: &[AuditDraft]) -> Result<(), WriteError> {
         let opened = self.ready()?;
         let mut writer = opened.writer(&self.dir, &*self.entropy)?;
         match writer.append_audit(drafts).and_then(|()| writer.store_heads()) {
@@ -301,6 +317,14 @@ impl Store {
     /// [`ReadError`].
     pub fn consistency_proof(&self, old_size: u64) -> Result<Vec<Hash>, ReadError> {
         self.read(|reader| reader.consistency_proof(old_size))
+    }
+
+    /// An audit entry with the proof that the trail of today holds it.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn inclusion_proof(&self, seq: u64) -> Result<InclusionProof, ReadError> {
+        self.read(|reader| reader.inclusion_proof(seq))
     }
 
     /// Recomputes the audit tree from its entries. `progress` is told how many of how many are done.
@@ -586,7 +610,16 @@ pub(crate) fn finish_folder(
         .map_err(Fault::from)?;
     opened.unsealed = true;
     let (id, held) = (keyring.store(), RwLock::new(Held::Now(keyring)));
-    Ok(Store { dir: dir.to_owned(), id, held, entropy, disk, opened: RwLock::new(opened), scrub: Mutex::default() })
+    Ok(Store {
+        dir: dir.to_owned(),
+        id,
+        held,
+        entropy,
+        disk,
+        opened: RwLock::new(opened),
+        gather: Gather::default(),
+        scrub: Mutex::default(),
+    })
 }
 
 /// Says that the store is unsealed.

@@ -264,3 +264,33 @@ fn a_full_disk_is_said_and_loses_nothing() {
     assert!(status(&appliance).records >= Some(acknowledged), "what was acknowledged is there");
     appliance.ctl(&["audit", "verify"]).expect("the trail holds");
 }
+
+#[test]
+fn a_disk_that_is_full_at_a_checkpoint_ends_the_job_and_touches_nothing_else() {
+    // Files may grow to 5 MiB: enough for the store, too little for a checkpoint of weights and moments of this rank.
+    const LIMIT: &str = "trap '' XFSZ; ulimit -f 10240; exec \"$0\" \"$@\"";
+    let mut stage = Stage::new();
+    let config = fs::read_to_string(stage.path("config.toml")).expect("read");
+    let config = config.replacen("[training]", "[training]\nshared_rank = 256", 1);
+    fs::write(stage.path("config.toml"), config).expect("written");
+    stage.launch.wrapper = ["sh", "-c", LIMIT].map(Into::into).to_vec();
+    let appliance = stage.open();
+    stage.ingest_dialogues(&appliance);
+    appliance.ctl(&["dataset", "cut"]).expect("a cut");
+    let records = status(&appliance).records;
+    let job: TrainStatus = appliance.ask(&["train", "start", "--steps", "2", "--promote"]).expect("begun");
+    let failed = appliance.ask::<TrainStatus>(&["train", "status", &job.job.to_string(), "--follow"]);
+    let failed = failed.expect_err("no room for its state").downcast::<CtlFailure>().expect("a problem");
+    assert_eq!(failed.code(), "engine_failed", "{failed}");
+    assert_eq!((status(&appliance).adapter, status(&appliance).records), (None, records));
+    let client = stage.ehr(&appliance, "ehr", "ehr");
+    assert_eq!(client.post("/v1/chat/completions", &chat(&client, "Hello.", 4)).expect("answered").status, 200);
+    appliance.stop().expect("in order");
+    assert!(stage.verify(&stage.launch.state).ok, "nothing half-written is left");
+
+    stage.launch.wrapper.clear();
+    let appliance = stage.reopen();
+    let job: TrainStatus = appliance.ask(&["train", "start", "--steps", "2"]).expect("begun again");
+    let done: TrainStatus = appliance.ask(&["train", "status", &job.job.to_string(), "--follow"]).expect("followed");
+    assert_eq!(done.state, JobState::Finished, "{:?}", done.error);
+}

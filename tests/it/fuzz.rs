@@ -50,6 +50,11 @@ fn seeds_get_far() {
     serde_json::from_slice::<chat::EmbeddingRequest>(&seed("embedding")).expect("a request");
     Mixture::from_bytes(&seed("adapter"), &tiny::config(), [7; 32]).expect("an adapter");
     assert_eq!(seed("embedder"), embed::tiny::files(1)[0].1);
+    let lines =
+        |seed: &[u8]| seed.split(|b| *b == b'\n').map(|line| serde_json::from_slice(line).expect("an entry")).collect();
+    let entries: Vec<empathd_proto::audit::AuditEntry> = lines(&seed("trail"));
+    let mut check = empathd_proto::audit::LogCheck::new(None);
+    entries.iter().for_each(|entry| drop(check.push(&entry.to_leaf()).expect("in its place")));
     assert!(seed("gguf").starts_with(b"GGUF"));
 }
 

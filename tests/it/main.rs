@@ -18,6 +18,8 @@ mod smollm2;
 /// A scratch appliance with the tiny model, for the tests that need a whole one.
 mod stage;
 
+/// Curves of training, read by TensorBoard.
+mod curves;
 /// Killed processes, wrong keys, hostile input, a full disk.
 mod faults;
 /// The main job, end to end.

@@ -2,14 +2,13 @@
 //! expects stands in tests/openai/drive.py. Where pip has nowhere to get it from, it is skipped, and says so.
 
 use crate::stage::{SOON, Stage, status};
-use anyhow::{Context, ensure};
 use empathd_model::embed::tiny;
 use empathd_proto::admin::EmbedderState;
 use empathd_tests::harness::appliance::Appliance;
-use empathd_tests::harness::build;
+use empathd_tests::harness::{build, python};
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 /// What must have passed, in its order.
@@ -27,32 +26,6 @@ const CHECKS: [&str; 12] = [
     "danger",
     "too_many",
 ];
-
-/// A Python with the client in it, made once for this target folder.
-fn python() -> anyhow::Result<PathBuf> {
-    let folder = build::target_folder()?.join("openai-client");
-    let python = folder.join("bin/python");
-    if folder.join("complete").exists() {
-        return Ok(python);
-    }
-    if folder.exists() {
-        fs::remove_dir_all(&folder).context("an environment that was begun cannot be removed")?;
-    }
-    let requirements = build::repository().join("tests/openai/requirements.txt");
-    run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "-r"];
-    run(Command::new(&python).args(install).arg(requirements))?;
-    fs::write(folder.join("complete"), "")?;
-    Ok(python)
-}
-
-fn run(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?} failed:\n{said}\n{error}");
-    Ok(said)
-}
 
 /// An appliance with two tiny models, room for eight answers, and a context that tools fit into.
 fn open(stage: &Stage) -> Appliance {
@@ -75,7 +48,7 @@ fn open(stage: &Stage) -> Appliance {
 
 #[test]
 fn the_python_client_of_openai_works_unmodified() {
-    let python = match python() {
+    let python = match python::environment("openai") {
         Ok(python) => python,
         Err(error) => {
             // Written past the capture of passing tests: nobody should believe that this was checked.
@@ -91,7 +64,7 @@ fn the_python_client_of_openai_works_unmodified() {
     let script: &Path = &build::repository().join("tests/openai/drive.py");
     let mut drive = Command::new(python);
     drive.arg("-I").arg(script).arg(format!("https://localhost:{port}/v1")).arg(stage.path("certs"));
-    let said = run(&mut drive).unwrap_or_else(|error| panic!("{error:#}\n{}", appliance.log_end()));
+    let said = python::run(&mut drive).unwrap_or_else(|error| panic!("{error:#}\n{}", appliance.log_end()));
     let passed: Vec<&str> = said.lines().filter_map(|line| line.split(' ').next()).collect();
     assert_eq!(passed, CHECKS, "{said}");
     appliance.stop().expect("stopped");

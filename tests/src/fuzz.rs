@@ -9,7 +9,7 @@ use empathd_model::embed::{self, Embedder};
 use empathd_model::gguf;
 use empathd_model::infer::{Chooser, GrammarFactory, Lookup, MAX_DRAFT, Model, Pushed, TextStream};
 use empathd_model::tiny;
-use empathd_proto::audit::{AuditEntry, SignedCheckpoint};
+use empathd_proto::audit::{AuditEntry, LogCheck, SignedCheckpoint};
 use empathd_proto::engine::{MixtureSpec, ServingSpec};
 use empathd_proto::generate::{Grammar, SamplingSpec};
 use empathd_proto::{admin, chat, engine, frame};
@@ -39,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "checkpoint", run: checkpoint, seed: || "o\n1\nAAAA\n\n\u{2014} o AAAA\n".into() },
     Target { name: "leaf", run: leaf, seed: || vec![1, 0, 0, 1, 0, 3, 0, 0, 0] },
+    Target { name: "trail", run: trail, seed: || TRAIL.into() },
     Target { name: "source", run: source, seed: || SOURCE.into() },
     Target { name: "gguf", run: model_file, seed: tiny_model },
     Target { name: "embedder", run: embedder, seed: || embed::tiny::files(1)[0].1.clone() },
@@ -58,6 +59,8 @@ const CHAT: &[u8] =
     br#"{"model":"m","messages":[{"role":"user","content":"x"}],"stop":["a"],"seed":1,"logit_bias":{"7":-1},
 "response_format":{"type":"json_object"},"tools":[{"type":"function","function":{"name":"f","parameters":{}}}],"n":2}"#;
 const COMPLETION: &[u8] = br#"{"model":"m","prompt":["a","b"],"max_tokens":3,"logprobs":2,"echo":true,"stop":"z"}"#;
+const TRAIL: &[u8] = br#"{"seq":0,"at_ms":5,"principal":{"kind":"local_user","number":7},"action":"chat","outcome":"done","object":"none","count":1}
+{"seq":1,"at_ms":6,"principal":{"kind":"appliance","number":0},"action":"train_end","outcome":{"failed":"busy"},"object":"none","count":1}"#;
 const SOURCE: &[u8] = b"{\"messages\":[{\"role\":\"user\",\"content\":\"I cannot sleep.\"},{\"role\":\"assistant\",\"content\":\"Tell me more about the nights.\"}]}\n";
 const SCHEMA: &[u8] = br##"{"type":"object","required":["a"],"properties":{"a":{"type":"string","pattern":"^(a|b.{3})*$","maxLength":9},
 "b":{"anyOf":[{"$ref":"#/$defs/c"},{"enum":[1,null]}]}},"$defs":{"c":{"type":"array","items":{"type":"integer","minimum":3},"minItems":1}}}"##;
@@ -97,6 +100,17 @@ fn checkpoint(bytes: &[u8]) {
 fn leaf(bytes: &[u8]) {
     if let Some(entry) = AuditEntry::from_leaf(bytes) {
         assert_eq!(entry.to_leaf(), bytes, "one entry has one form");
+    }
+}
+
+/// Lines of an exported trail, as its check takes them.
+fn trail(bytes: &[u8]) {
+    let mut check = LogCheck::new(None);
+    for line in bytes.split(|byte| *byte == b'\n') {
+        let Ok(entry) = serde_json::from_slice::<AuditEntry>(line) else { return };
+        if check.push(&entry.to_leaf()).is_err() {
+            return;
+        }
     }
 }
 

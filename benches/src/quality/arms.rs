@@ -6,13 +6,12 @@ use anyhow::Context;
 use empathd::config::Training;
 use empathd_model::adapter::Linear;
 use empathd_model::config::BackboneConfig;
-use empathd_proto::JobId;
-use empathd_proto::engine::{MixtureSpec, TrainOnly, TrainSpec};
+use empathd_proto::engine::{MixtureSpec, TrainSpec};
 use empathd_proto::record::Domain;
 use serde_json::{Value, json};
 
 /// Peak learning rate of the LoRA's A sides.
-const LORA_RATE: f32 = 3e-4;
+const LORA_RATE: f32 = 5e-4;
 /// Parts of a run after which it is validated.
 const VALIDATIONS: u32 = 4;
 /// Steps between checkpoints.
@@ -98,36 +97,11 @@ impl Arms {
 fn appliance() -> TrainSpec {
     let training = Training::default();
     TrainSpec {
-        job: JobId::from_bytes([1; 16]),
-        mixture: MixtureSpec {
-            shared_rank: training.shared_rank,
-            expert_rank: training.expert_rank,
-            experts: Vec::new(),
-            top_k: training.top_k,
-            scale: training.scale,
-            session_prior: training.session_prior,
-            ..MixtureSpec::default()
-        },
-        only: TrainOnly::All,
-        seq_len: training.seq_len,
-        tokens_per_step: training.tokens_per_step,
         pass_tokens: Some(training.tokens_per_step),
-        steps: training.steps,
         seconds_max: u32::MAX,
-        learning_rate: training.learning_rate,
-        b_rate_ratio: training.b_rate_ratio,
-        router_learning_rate: training.router_learning_rate,
-        weight_decay: training.weight_decay,
-        warmup: training.warmup,
-        clip: training.clip,
-        validate_every: training.validate_every,
         checkpoint_every: CHECKPOINT_STEPS,
         patience: u32::MAX,
-        plateau: training.plateau,
-        stages: training.stages,
-        losses: training.losses,
-        guards: training.guards,
-        seed: 0,
+        ..training.spec(Vec::new())
     }
 }
 

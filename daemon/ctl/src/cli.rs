@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use empathd_proto::admin::{ApiRole, MAX_AUDIT_TAIL};
+use empathd_proto::record::Domain;
 use empathd_proto::{AdapterId, DatasetId, JobId};
 use std::path::PathBuf;
 
@@ -239,6 +240,8 @@ pub enum AdapterCommand {
         /// Folder for the files; made when it is missing, refused when it is not empty
         dir: PathBuf,
     },
+    /// Make a PEFT LoRA one more expert of the active generation, train the routers to use it, and send it through the gate
+    Import(ImportArgs),
     /// Check that the files of an export are those that were signed; needs no appliance
     Verify {
         /// The folder
@@ -247,6 +250,42 @@ pub enum AdapterCommand {
         #[arg(long, value_name = "BASE64")]
         key: Option<String>,
     },
+}
+
+/// `adapter import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// Folder with adapter_config.json and adapter_model.safetensors
+    pub dir: PathBuf,
+    /// What the expert is for, such as `crisis`; free when not given
+    #[arg(long, value_parser = domain)]
+    pub domain: Option<Domain>,
+    /// A mixture of this expert alone, instead of the active generation with one more
+    #[arg(long)]
+    pub alone: bool,
+    /// Let the attention part of the LoRA be added to the shared part, where every conversation then uses it
+    #[arg(long)]
+    pub attention_to_shared: bool,
+    /// Steps in which only the routers learn [default: 100]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: Option<u32>,
+    /// The cut that they learn from [default: the newest]
+    #[arg(long, value_name = "ID")]
+    pub dataset: Option<DatasetId>,
+    /// Seed of the order of examples
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Promote the adapter when it passes its gate
+    #[arg(long)]
+    pub promote: bool,
+    /// Show progress until it ends; interrupting the tool leaves the job running
+    #[arg(long)]
+    pub follow: bool,
+}
+
+fn domain(word: &str) -> Result<Domain, String> {
+    let all = || Domain::ALL.iter().map(|domain| domain.as_str()).collect::<Vec<_>>().join(", ");
+    Domain::ALL.iter().copied().find(|domain| domain.as_str() == word).ok_or_else(|| format!("it is one of {}", all()))
 }
 
 /// `audit`.
@@ -260,7 +299,19 @@ pub enum AuditCommand {
         lines: u32,
     },
     /// Check the whole trail, and that it only extends the newest checkpoint this user has seen
-    Verify,
+    Verify {
+        /// Check the files of an export instead; needs no appliance
+        #[arg(long, value_name = "DIR")]
+        export: Option<PathBuf>,
+        /// The key that must have signed the export, as an earlier check showed it
+        #[arg(long, value_name = "BASE64", requires = "export")]
+        key: Option<String>,
+    },
+    /// Write the whole trail as files: one entry a line, and the signed checkpoint over all of them
+    Export {
+        /// Folder for the files; made when it is missing, refused when it is not empty
+        dir: PathBuf,
+    },
 }
 
 #[cfg(test)]
@@ -282,6 +333,7 @@ mod tests {
             &["dataset", "cut", "--validation-percent", "51"],
             &["train", "start", "--minutes", "721"],
             &["train", "start", "--dataset", "job_00000000000000000000000000000000"],
+            &["adapter", "import", "dir", "--domain", "poetry"],
             &["audit", "tail", "-n", "10001"],
             &["init", "--passphrase", "secret"],
             &["ingest"],

@@ -126,7 +126,7 @@ fn patience(request: &AdminRequest) -> Duration {
                 QUICK
             }
         }
-        R::AdapterExport { .. } => LONG,
+        R::AdapterExport { .. } | R::AdapterImport(_) | R::AuditExport => LONG,
         R::Status | R::TrainReport { .. } | R::Init { .. } | R::Unseal { .. } | R::Seal => QUICK,
         R::CertEnroll { .. } | R::CertList | R::CertRevoke { .. } | R::RosterSet { .. } => QUICK,
         R::DatasetList | R::AdapterList | R::AdapterPromote { .. } | R::AdapterRollback | R::AuditTail { .. } => QUICK,

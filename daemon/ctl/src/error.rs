@@ -165,9 +165,7 @@ impl CtlError {
             Self::Alarm(_) => {
                 "empathctl seal, keep the state folder as it is, and call whoever answers for security".into()
             }
-            Self::Broken(_) => {
-                "do not use these files; export again into an empty folder: empathctl adapter export ID DIR".into()
-            }
+            Self::Broken(_) => "do not use these files; export again into an empty folder".into(),
             Self::Output(_) => "make room or give another output, then run the command again".into(),
         }
     }

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod client;
 pub mod commands;
 pub mod error;
+mod folder;
 pub mod passphrase;
 pub mod progress;
 pub mod render;

@@ -2,9 +2,14 @@
 //! of uploads and checks it comes from the rate so far. It refuses to know what the work is.
 
 use crate::render::words::duration;
+use empathd_proto::admin::Progress;
+use empathd_proto::engine::StepPoint;
 use empathd_proto::report::TrainProgress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
+
+/// Heights of a column, the lowest first.
+const COLUMNS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 /// Makes bars, visible or hidden, and keeps the one on show.
 #[derive(Debug)]
@@ -53,11 +58,42 @@ impl Bars {
     }
 }
 
-/// Moves a training bar.
-pub fn show_training(bar: &ProgressBar, progress: &TrainProgress) {
-    bar.set_length(progress.steps.into());
-    bar.set_position(progress.step.into());
-    bar.set_message(training_line(progress));
+/// A training bar and what its experts did last.
+pub struct TrainingBar<'a> {
+    bar: &'a ProgressBar,
+    experts: String,
+}
+
+impl<'a> TrainingBar<'a> {
+    /// Nothing is known of the experts yet.
+    #[must_use]
+    pub fn new(bar: &'a ProgressBar) -> Self {
+        Self { bar, experts: String::new() }
+    }
+
+    /// Moves the bar.
+    pub fn hear(&mut self, progress: &Progress) {
+        match progress {
+            Progress::Train(progress) => {
+                self.bar.set_length(progress.steps.into());
+                self.bar.set_position(progress.step.into());
+                self.bar.set_message(format!("{}{}", training_line(progress), self.experts));
+            }
+            Progress::Step(step) => self.experts = experts(step),
+            Progress::Ingest { .. } | Progress::Audit { .. } => {}
+        }
+    }
+}
+
+/// How the choices of the last step were spread over the experts, as columns, and how decided the routers were.
+fn experts(step: &StepPoint) -> String {
+    let most = step.expert_load.iter().copied().fold(0f32, f32::max);
+    if most <= 0.0 {
+        return String::new();
+    }
+    let column = |load: &f32| COLUMNS[((load / most * 7.0).round() as usize).min(7)];
+    let columns: String = step.expert_load.iter().map(column).collect();
+    format!("  experts {columns} entropy {:.2}", step.routing_entropy)
 }
 
 /// What stands beside a training bar.
@@ -97,6 +133,10 @@ mod tests {
         };
         assert_eq!(training_line(&progress), "validating");
         progress = TrainProgress { step: 7, loss: 2.5, val_loss: Some(2.75), tok_s: 181.4, left_s: 125.0, ..progress };
+        let load = vec![0.5, 0.25, 0.0, 0.25];
+        let step = StepPoint { expert_load: load, routing_entropy: 1.204, ..StepPoint::default() };
+        assert_eq!(experts(&step), "  experts █▅▁▅ entropy 1.20");
+        assert_eq!(experts(&StepPoint::default()), "", "a plain LoRA has none");
         assert_eq!(training_line(&progress), "validating  loss 2.500  validation 2.750  181 tok/s  2 min 5 s left");
     }
 }

@@ -45,10 +45,12 @@ pub(crate) struct Lineage {
 
 impl Stored for Description {
     type First = v1::Description;
+    type Second = Self;
 }
 
 impl Stored for GateReport {
     type First = v1::GateReport;
+    type Second = Self;
 }
 
 /// The shapes of the first release. They never change.

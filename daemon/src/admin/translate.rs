@@ -25,6 +25,11 @@ pub(super) fn incoming(request: AdminRequest, upload_bytes_max: u64, outgoing: O
             let (chunks, upload) = Upload::new(bytes, upload_bytes_max);
             return Incoming { action: Action::RosterSet { upload }, chunks: Some(chunks) };
         }
+        AdminRequest::AdapterImport(options) => {
+            let bytes = options.config_bytes.saturating_add(options.weights_bytes);
+            let (chunks, upload) = Upload::new(bytes, upload_bytes_max);
+            return Incoming { action: Action::AdapterImport { options, upload }, chunks: Some(chunks) };
+        }
         AdminRequest::Ingest { file_name, bytes, dry_run } => {
             let (chunks, upload) = Upload::new(bytes, upload_bytes_max);
             let action = Action::Ingest { file_name, upload, dry_run, progress };
@@ -48,6 +53,7 @@ pub(super) fn incoming(request: AdminRequest, upload_bytes_max: u64, outgoing: O
         AdminRequest::AdapterExport { id } => Action::AdapterExport { id, files },
         AdminRequest::AdapterRollback => Action::AdapterRollback,
         AdminRequest::AuditTail { count } => Action::AuditTail { count },
+        AdminRequest::AuditExport => Action::AuditExport { files },
         AdminRequest::AuditVerify { known } => Action::AuditVerify { known, progress },
     };
     Incoming { action, chunks: None }

@@ -128,6 +128,10 @@ pub(crate) async fn run(app: &Arc<App>, job: JobDoc, lesson: Lesson, stop: &Canc
     let job = &mut course.job;
     job.state = state;
     job.error = ended.err().map(|problem| problem.detail);
+    if state == JobState::Failed && job.checkpoint.is_none() {
+        // Nothing goes on from here: what it began with is of no more use.
+        job.outdated = job.outdated.or(job.beginning.take().map(|beginning| beginning.blob));
+    }
     if let (JobState::Finished, Some(progress)) = (state, &mut job.progress) {
         progress.phase = TrainPhase::Done;
     }
@@ -170,6 +174,9 @@ impl Course<'_> {
     }
 
     fn draw(&mut self, point: CurvePoint) {
+        if let CurvePoint::Step(step) = &point {
+            self.app.training.publish_step(step.clone());
+        }
         let Some(curves) = &mut self.curves else { return };
         if let Err(error) = curves.draw(point, self.app.clock.now_ms()) {
             tracing::warn!(%error, job = %self.job.id, "the training curves cannot be written");
@@ -267,12 +274,15 @@ impl Course<'_> {
         {
             work.send(ToEngineBody::Examples(some.to_vec())).await?;
         }
-        if let Some((_, blob)) = self.job.checkpoint {
+        let begins_with = self.job.beginning.as_ref().map(|beginning| beginning.blob);
+        if let Some(blob) = self.job.checkpoint.map(|(_, blob)| blob).or(begins_with) {
             let read = move |app: &Arc<App>| {
                 app.vault.unsealed()?.read(|reader| reader.blob(blob)).map_err(problem::from_read)
             };
             let bytes = self.app.blocking(read).await?;
-            work.send(ToEngineBody::Resume { blob: head_of(&bytes) }).await?;
+            let blob = head_of(&bytes);
+            let goes_on = self.job.checkpoint.is_some();
+            work.send(if goes_on { ToEngineBody::Resume { blob } } else { ToEngineBody::Begin { blob } }).await?;
             work.send_chunks(&bytes).await?;
         }
         Ok(work.send(ToEngineBody::Go).await?)
@@ -319,7 +329,9 @@ impl Course<'_> {
                 Ok(store.change(draft, |writer, _| -> Result<_, Fault> {
                     let blob = writer.put_blob(&bytes)?;
                     let id = writer.put_adapter(NewAdapter { job: job.id, dataset: job.dataset, blob, body })?;
-                    if let Some((_, blob)) = job.checkpoint.take() {
+                    let checkpoint = job.checkpoint.take().map(|(_, blob)| blob);
+                    let beginning = job.beginning.take().map(|beginning| beginning.blob);
+                    for blob in [checkpoint, beginning].into_iter().flatten() {
                         writer.drop_blob(blob)?;
                     }
                     job.adapter = Some(id);
@@ -345,8 +357,8 @@ fn lineage(store: &Store, job: &JobDoc, base: Option<BaseModel>) -> Result<Optio
         seed: job.spec.seed,
         cut_hash: cut.hash,
         records: (cut.train, cut.validation),
-        began_with: None,
-        imported_sha256: None,
+        began_with: job.beginning.as_ref().and_then(|beginning| beginning.onto),
+        imported_sha256: job.beginning.as_ref().map(|beginning| beginning.imported_sha256),
     }))
 }
 

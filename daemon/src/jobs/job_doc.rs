@@ -27,13 +27,45 @@ pub(crate) struct JobDoc {
     pub(crate) error: Option<String>,
     /// A checkpoint of an earlier release, which goes with the next change.
     pub(crate) outdated: Option<BlobId>,
+    /// The adapter whose weights it begins with; a fresh one when absent.
+    pub(crate) beginning: Option<Beginning>,
+}
+
+/// What a job begins with: a public LoRA, made one more expert.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Beginning {
+    /// The mixture's file; dropped when the job has an adapter of its own.
+    pub(crate) blob: BlobId,
+    /// The generation that got the expert; none when the mixture is of this expert alone.
+    pub(crate) onto: Option<AdapterId>,
+    /// SHA-256 of the LoRA's weights file.
+    pub(crate) imported_sha256: [u8; 32],
 }
 
 impl Stored for JobDoc {
     type First = v1::JobDoc;
+    type Second = v2::JobDoc;
 }
 
 impl JobDoc {
+    /// A job that has not begun.
+    pub(crate) fn fresh(started_at_ms: u64, dataset: DatasetId, spec: TrainSpec, promote: bool) -> Self {
+        Self {
+            id: spec.job,
+            started_at_ms,
+            dataset,
+            spec,
+            promote,
+            state: JobState::Running,
+            checkpoint: None,
+            progress: None,
+            adapter: None,
+            error: None,
+            outdated: None,
+            beginning: None,
+        }
+    }
+
     /// Steps that are safe.
     pub(crate) fn steps_safe(&self) -> u32 {
         self.checkpoint.map_or(0, |(step, _)| step)
@@ -169,6 +201,49 @@ mod v1 {
                 adapter: old.adapter,
                 error: old.error,
                 outdated: old.checkpoint.map(|(_, blob)| blob),
+                beginning: None,
+            }
+        }
+    }
+}
+
+/// Jobs before one could begin with an imported adapter.
+mod v2 {
+    use empathd_proto::engine::TrainSpec;
+    use empathd_proto::ids::{AdapterId, BlobId, DatasetId, JobId};
+    use empathd_proto::report::{JobState, TrainProgress};
+    use serde::{Deserialize, Serialize};
+
+    #[derive(Serialize, Deserialize)]
+    pub(crate) struct JobDoc {
+        pub(super) id: JobId,
+        pub(super) started_at_ms: u64,
+        pub(super) dataset: DatasetId,
+        pub(super) spec: TrainSpec,
+        pub(super) promote: bool,
+        pub(super) state: JobState,
+        pub(super) checkpoint: Option<(u32, BlobId)>,
+        pub(super) progress: Option<TrainProgress>,
+        pub(super) adapter: Option<AdapterId>,
+        pub(super) error: Option<String>,
+        pub(super) outdated: Option<BlobId>,
+    }
+
+    impl From<JobDoc> for super::JobDoc {
+        fn from(old: JobDoc) -> Self {
+            Self {
+                id: old.id,
+                started_at_ms: old.started_at_ms,
+                dataset: old.dataset,
+                spec: old.spec,
+                promote: old.promote,
+                state: old.state,
+                checkpoint: old.checkpoint,
+                progress: old.progress,
+                adapter: old.adapter,
+                error: old.error,
+                outdated: old.outdated,
+                beginning: None,
             }
         }
     }
@@ -225,5 +300,21 @@ mod tests {
         assert_eq!((job.spec.seed, job.spec.mixture.experts.len(), job.spec.steps), (9, 2, 24));
         let again: JobDoc = decode(&encode(&job).expect("encoded")).expect("read");
         assert_eq!(again.spec, job.spec);
+        let second = v2::JobDoc {
+            id: job.id,
+            started_at_ms: 5,
+            dataset: job.dataset,
+            spec: job.spec.clone(),
+            promote: false,
+            state: JobState::Paused,
+            checkpoint: Some((8, blob)),
+            progress: None,
+            adapter: None,
+            error: None,
+            outdated: None,
+        };
+        let body = [vec![2], postcard::to_stdvec(&second).expect("encoded")].concat();
+        let job: JobDoc = decode(&body).expect("read");
+        assert_eq!((job.steps_safe(), job.beginning.is_none(), job.spec), (8, true, second.spec), "it goes on");
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod curves;
 pub(crate) mod cut;
 pub mod examples;
 mod gate;
+pub(crate) mod import;
 pub(crate) mod ingest;
 mod job_doc;
 pub(crate) mod report;

@@ -9,7 +9,7 @@ use crate::app::{Acted, App};
 use crate::problem::defect;
 use empathd_proto::admin::{AdminReply, Progress, TrainOptions};
 use empathd_proto::audit::{ActionKind, AuditObject};
-use empathd_proto::engine::{MixtureSpec, TrainOnly, TrainSpec};
+use empathd_proto::engine::{StepPoint, TrainSpec};
 use empathd_proto::ids::JobId;
 use empathd_proto::problem::{ErrorCode, Problem};
 use empathd_proto::record::Domain;
@@ -35,19 +35,22 @@ const PAUSED_WITHIN: Duration = Duration::from_secs(45);
 /// The place of the one training job.
 pub(crate) struct Desk {
     latest: watch::Sender<Option<TrainStatus>>,
+    /// What the last step of the running job measured.
+    step: watch::Sender<Option<StepPoint>>,
     running: Mutex<Option<Running>>,
 }
 
+/// The job that has the place.
 #[derive(Clone)]
-struct Running {
-    job: JobId,
+pub(super) struct Running {
+    pub(super) job: JobId,
     stop: CancellationToken,
-    ended: CancellationToken,
+    pub(super) ended: CancellationToken,
 }
 
 impl Default for Desk {
     fn default() -> Self {
-        Self { latest: watch::Sender::new(None), running: Mutex::default() }
+        Self { latest: watch::Sender::new(None), step: watch::Sender::new(None), running: Mutex::default() }
     }
 }
 
@@ -62,9 +65,15 @@ impl Desk {
         self.latest.send_replace(Some(status));
     }
 
+    /// Says what a step of the running job measured.
+    pub(crate) fn publish_step(&self, step: StepPoint) {
+        self.step.send_replace(Some(step));
+    }
+
     /// Forgets what it knew, when the store is sealed.
     pub(crate) fn forget(&self) {
         self.latest.send_replace(None);
+        self.step.send_replace(None);
     }
 
     fn running(&self) -> MutexGuard<'_, Option<Running>> {
@@ -72,7 +81,7 @@ impl Desk {
     }
 
     /// Takes the one place; it is given back when `ended` is cancelled.
-    fn take(&self, job: JobId) -> Result<Running, Problem> {
+    pub(super) fn take(&self, job: JobId) -> Result<Running, Problem> {
         let mut running = self.running();
         if let Some(other) = running.as_ref().filter(|other| !other.ended.is_cancelled()) {
             let next = "Follow it with: empathctl train status --follow; pause it with: empathctl train stop";
@@ -94,12 +103,17 @@ pub(crate) async fn start(app: &Arc<App>, options: TrainOptions, draft: AuditDra
     // However this ends, the place is given back.
     let ended = place.ended.clone().drop_guard();
     let (job, lesson) = app.blocking(move |app| prepare(app, id, &options, draft)).await?;
+    Ok(Acted::recorded(AdminReply::Train(run_if_due(app, place, ended, job, lesson))))
+}
+
+/// Lets a job run its course unless it waits for its window; how it is.
+pub(super) fn run_if_due(app: &Arc<App>, place: Running, ended: DropGuard, job: JobDoc, lesson: Lesson) -> TrainStatus {
     let status = job.status();
     app.training.publish(status.clone());
     if job.state == JobState::Running {
         run(app, place, ended, job, lesson);
     }
-    Ok(Acted::recorded(AdminReply::Train(status)))
+    status
 }
 
 /// Lets a job run its course; whoever holds `ended` holds the place.
@@ -141,7 +155,8 @@ fn waiting(app: &App) -> Result<Option<(JobDoc, Lesson)>, Problem> {
     Ok(Some((job, lesson)))
 }
 
-fn check(options: &TrainOptions, now_ms: u64) -> Result<(), Problem> {
+/// Refuses options that cannot be meant.
+pub(super) fn check(options: &TrainOptions, now_ms: u64) -> Result<(), Problem> {
     let refused =
         |detail: String| Problem::new(ErrorCode::BadRequest, detail, "Correct it: empathctl train start --help");
     if options.until_ms.is_some_and(|until| until < now_ms + NIGHT_MS_MIN) {
@@ -166,7 +181,6 @@ fn prepare(app: &App, id: JobId, options: &TrainOptions, draft: AuditDraft) -> R
     let cut = course::cut(&store, options.dataset)?;
     let training = &app.config.training;
     let mut lesson = Lesson::read(&store, &cut, training.seq_len, training.validation_examples_max)?;
-    let steps = options.steps.unwrap_or(training.steps);
     let goes_on = |job: &JobDoc| {
         // A job that failed half-way, such as on a full disk, has lost nothing of what it sealed.
         let failed_half_way = job.state == JobState::Failed && job.checkpoint.is_some();
@@ -179,26 +193,22 @@ fn prepare(app: &App, id: JobId, options: &TrainOptions, draft: AuditDraft) -> R
     sweep(app, &store, &jobs);
     let mut job = match jobs.into_iter().rev().find(goes_on) {
         Some(paused) => JobDoc { promote: paused.promote || options.promote, error: None, ..paused },
-        None => JobDoc {
-            id,
-            started_at_ms: draft.at_ms,
-            dataset: cut.id(),
-            spec: spec(app, id, options, steps, &lesson),
-            promote: options.promote,
-            state: JobState::Running,
-            checkpoint: None,
-            progress: None,
-            adapter: None,
-            error: None,
-            outdated: None,
-        },
+        None => {
+            let spec = spec(app, id, options, lesson.experts(training.experts_min, training.experts_max));
+            JobDoc::fresh(draft.at_ms, cut.id(), spec, options.promote)
+        }
     };
-    let may_run = training.window.is_none_or(|window| window.is_open(&*app.clock));
-    job.state = if may_run { JobState::Running } else { JobState::Waiting };
+    job.state = first_state(app);
     lesson.guard(job.id);
     let count = u64::from(job.steps_safe());
     job.save(&store, AuditDraft { object: AuditObject::Job(job.id), count, ..draft })?;
     Ok((job, lesson))
+}
+
+/// How a job begins: at once, or with its window.
+pub(super) fn first_state(app: &App) -> JobState {
+    let may_run = app.config.training.window.is_none_or(|window| window.is_open(&*app.clock));
+    if may_run { JobState::Running } else { JobState::Waiting }
 }
 
 /// Removes the curves of jobs whose adapters are retired, and of all but the newest. A disk that cannot do it is no reason
@@ -226,42 +236,15 @@ fn seconds_max(app: &App, options: &TrainOptions) -> u32 {
     u32::try_from(least.max(1)).unwrap_or(u32::MAX)
 }
 
-fn spec(app: &App, job: JobId, options: &TrainOptions, steps: u32, lesson: &Lesson) -> TrainSpec {
+/// What a job is asked for: as configured, in the time that there is.
+pub(super) fn spec(app: &App, id: JobId, options: &TrainOptions, experts: Vec<Option<Domain>>) -> TrainSpec {
     let training = &app.config.training;
-    let experts = lesson.experts(training.experts_min, training.experts_max);
-    let has_crisis = experts.contains(&Some(Domain::Crisis));
     TrainSpec {
-        job,
-        mixture: MixtureSpec {
-            shared_rank: training.shared_rank,
-            expert_rank: training.expert_rank,
-            experts,
-            top_k: training.top_k,
-            scale: training.scale,
-            session_prior: training.session_prior,
-            crisis_floor: (training.session_prior && has_crisis).then_some(training.crisis_floor),
-            ..MixtureSpec::default()
-        },
-        only: TrainOnly::All,
-        seq_len: training.seq_len,
-        tokens_per_step: training.tokens_per_step,
-        pass_tokens: training.pass_tokens,
-        steps,
+        job: id,
+        steps: options.steps.unwrap_or(training.steps),
         seconds_max: seconds_max(app, options),
-        learning_rate: training.learning_rate,
-        b_rate_ratio: training.b_rate_ratio,
-        router_learning_rate: training.router_learning_rate,
-        weight_decay: training.weight_decay,
-        warmup: training.warmup,
-        clip: training.clip,
-        validate_every: training.validate_every,
-        checkpoint_every: training.checkpoint_every,
-        patience: training.patience,
-        plateau: training.plateau,
-        stages: training.stages,
-        losses: training.losses,
-        guards: training.guards,
         seed: options.seed,
+        ..training.spec(experts)
     }
 }
 
@@ -278,7 +261,11 @@ pub(crate) async fn status(
         let wanted = current.filter(|status| job.is_none_or(|job| job == status.job));
         let Some(status) = wanted else { break app.blocking(move |app| stored(app, job)).await? };
         if let Some(step) = status.progress.clone().filter(|_| follow) {
+            let measured = app.training.step.borrow().clone().filter(|measured| measured.step == step.step);
             progress.send(Progress::Train(step));
+            if let Some(measured) = measured {
+                progress.send(Progress::Step(Box::new(measured)));
+            }
         }
         if !follow || status.state != JobState::Running || !progress.is_open() {
             break status;

@@ -105,8 +105,10 @@ pub enum ParameterKind {
     A,
     /// Its widening side.
     B,
-    /// A router, a prior weight or the session head.
+    /// A router or a prior weight.
     Router,
+    /// The session head.
+    Session,
 }
 
 /// A trained tensor.
@@ -149,7 +151,11 @@ impl Mixture {
     #[must_use]
     pub fn parameters(&self) -> Vec<Parameter<'_>> {
         let layer = |(index, layer)| parameters_of(index, layer);
-        let session = self.session.iter().map(|tensor| router("session.head".to_owned(), tensor));
+        let session = self.session.iter().map(|tensor| Parameter {
+            name: "session.head".to_owned(),
+            kind: ParameterKind::Session,
+            tensor,
+        });
         self.layers.iter().enumerate().flat_map(layer).chain(session).collect()
     }
 

@@ -140,3 +140,30 @@ impl State {
         drop(waited);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn training_waits_for_answers_but_not_for_ever() {
+        let state = Arc::new(State::new(Device::Cpu));
+        state.yield_to_answers();
+        state.set_answering(true);
+        let (sender, went_on) = channel();
+        let trainer = state.clone();
+        std::thread::spawn(move || {
+            for _ in 0..2 {
+                let begun = Instant::now();
+                trainer.yield_to_answers();
+                sender.send(begun.elapsed()).expect("heard");
+            }
+        });
+        assert!(went_on.recv_timeout(MAX_YIELD / 20).is_err(), "it goes on beside an answer");
+        // An answer that never ends holds it up for the longest time and no longer.
+        assert!(went_on.recv_timeout(2 * MAX_YIELD).expect("it goes on") >= MAX_YIELD);
+        state.set_answering(false);
+        assert!(went_on.recv_timeout(MAX_YIELD).expect("it goes on") < MAX_YIELD);
+    }
+}

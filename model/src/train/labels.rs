@@ -3,6 +3,7 @@
 
 use super::batch::Batch;
 use super::gradient::{Labelled, PlannedRouting, RouterPlan, RouterWeights, Wanted};
+use super::order::drawn;
 use super::prepare::Prepared;
 use super::schedule::Stage;
 use crate::counter::{Counter, Site};
@@ -15,6 +16,8 @@ use std::f64::consts::PI;
 pub(super) const MIN_TARGET_TOKENS: usize = 256;
 /// Most that a label gives to its own experts; the rest goes to the free ones.
 const OWN_SHARE_MAX: f32 = 0.7;
+/// Most that one conversation counts for the session prior: of a domain with very few, each says little of the others.
+const SESSION_WEIGHT_MAX: f32 = 4.0;
 /// Share of a label that all experts have alike (label smoothing).
 const SMOOTHING: f32 = 0.05;
 
@@ -95,7 +98,12 @@ impl Labels {
             }
         }
         let (experts, top_k) = (spec.experts.len(), spec.top_k as usize);
-        let wanted = own.iter().map(|(d, own)| (*d, wanted(own, &free, experts, top_k))).collect();
+        let weights = session_weights(examples);
+        let of = |(domain, own): (&Domain, &Vec<usize>)| {
+            let weight = weights.get(domain).copied().unwrap_or(1.0);
+            (*domain, wanted(own, &free, experts, top_k, weight))
+        };
+        let wanted = own.iter().map(of).collect();
         Self { wanted, own, free, experts, top_k }
     }
 
@@ -188,13 +196,24 @@ fn smooth(shares: &[f32]) -> Vec<f32> {
     shares.iter().map(|share| (1.0 - SMOOTHING) * share + everyone).collect()
 }
 
+/// How much a conversation of each domain counts for the session prior, so that all domains count alike however often they
+/// are drawn; one on the average, at most [`SESSION_WEIGHT_MAX`].
+fn session_weights(examples: &[Prepared]) -> BTreeMap<Domain, f32> {
+    let mut count: BTreeMap<Domain, usize> = BTreeMap::new();
+    examples.iter().for_each(|one| *count.entry(one.domain).or_default() += 1);
+    let all: f64 = count.values().map(|examples| drawn(*examples)).sum();
+    let domains = count.len() as f64;
+    let weight = |examples: usize| (all / (domains * drawn(examples))) as f32;
+    count.into_iter().map(|(domain, examples)| (domain, weight(examples).min(SESSION_WEIGHT_MAX))).collect()
+}
+
 /// What a domain with these own experts wants; nothing where it has none and there is no free one.
-fn wanted(own: &[usize], free: &[usize], experts: usize, top_k: usize) -> Option<Wanted> {
+fn wanted(own: &[usize], free: &[usize], experts: usize, top_k: usize, weight: f32) -> Option<Wanted> {
     let session = if own.is_empty() { free } else { own };
     let mut pure = vec![0f32; experts];
     session.iter().for_each(|e| pure[*e] = 1.0 / session.len() as f32);
     let route = shares(own, free, experts, top_k);
-    (!session.is_empty()).then(|| Wanted { route: route.into(), session: smooth(&pure).into() })
+    (!session.is_empty()).then(|| Wanted { route: route.into(), session: smooth(&pure).into(), weight })
 }
 
 /// The experts' names: their domain, or `free_<position>`.
@@ -274,6 +293,11 @@ mod tests {
             "the session is of its domain"
         );
         assert_eq!(wanted(Domain::Assessment).route[..], [0.0, 0.0, 0.5, 0.5]);
+        assert!(near(&[wanted(Domain::Crisis).weight], &[1.0]), "each domain has one conversation");
+        let many: Vec<Prepared> =
+            (0..81).map(|n| example(if n == 0 { Domain::Crisis } else { Domain::Bias }, 300)).collect();
+        let weights = session_weights(&many);
+        assert!(weights[&Domain::Crisis] == SESSION_WEIGHT_MAX && weights[&Domain::Bias] < 0.6, "{weights:?}");
         let alone = Labels::new(&spec(vec![Some(Domain::Crisis)], 1), &data);
         assert!(alone.wanted[&Domain::Bias].is_none(), "nobody to send it to");
         assert_eq!(alone.forced_bits(Domain::Bias, 7), 0);

@@ -8,6 +8,11 @@ use std::collections::BTreeMap;
 /// Domains with much data are drawn more often, but less than in proportion (temperature sampling).
 const TEMPERATURE: f64 = 0.7;
 
+/// How often a domain with so many examples is drawn, up to a factor that all have.
+pub(super) fn drawn(examples: usize) -> f64 {
+    (examples as f64).powf(TEMPERATURE)
+}
+
 /// Among what an example takes its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Queue {
@@ -43,7 +48,7 @@ impl Order {
             members.entry(*queue).or_default().push(position);
         }
         let turns = |(queue, members): (Queue, Vec<usize>)| {
-            let weight = (members.len() as f64).powf(TEMPERATURE);
+            let weight = drawn(members.len());
             Turns { queue, members, order: Vec::new(), taken: 0, weight, credit: 0.0 }
         };
         let mut queues: Vec<Turns> = members.into_iter().map(turns).collect();

@@ -185,7 +185,7 @@ pub(super) mod tests {
             checkpoint_every: 10,
             patience: 5,
             plateau: Plateau::default(),
-            stages: Stages::default(),
+            stages: Stages { shared_until: 0.2, forced_until: 0.5 },
             losses: LossSpec::default(),
             guards: Guards::default(),
             seed: 1,

@@ -283,7 +283,8 @@ fn training_goes_on_from_an_adapter_and_may_move_routers_alone() {
             let all = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             all(a) == all(b)
         };
-        let is_router = before.kind == crate::adapter::ParameterKind::Router;
+        use crate::adapter::ParameterKind::{Router, Session};
+        let is_router = matches!(before.kind, Router | Session);
         assert!(is_router || same(before.tensor, after.tensor), "{} moved", before.name);
     }
     let other = TrainSpec { mixture: MixtureSpec { shared_rank: 3, ..job().mixture }, ..job() };

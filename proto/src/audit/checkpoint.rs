@@ -70,9 +70,17 @@ impl SignedCheckpoint {
     /// # Errors
     /// [`CheckpointError`].
     pub fn verify(&self) -> Result<Checkpoint, CheckpointError> {
+        self.verify_with(&self.key()?)
+    }
+
+    /// The key it names.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Form`] when it is none.
+    pub fn key(&self) -> Result<VerifyingKey, CheckpointError> {
         let bytes = STANDARD.decode(&self.public_key).map_err(|_| CheckpointError::Form)?;
         let bytes: [u8; 32] = bytes.try_into().map_err(|_| CheckpointError::Form)?;
-        self.verify_with(&VerifyingKey::from_bytes(&bytes).map_err(|_| CheckpointError::Form)?)
+        VerifyingKey::from_bytes(&bytes).map_err(|_| CheckpointError::Form)
     }
 
     /// The checkpoint, after its signature held under this key.

@@ -71,6 +71,10 @@ words! {
         TrainReport = "train_report",
         /// A generation left the appliance as files.
         AdapterExport = "adapter_export",
+        /// A public LoRA became an expert.
+        AdapterImport = "adapter_import",
+        /// The trail left the appliance as files.
+        AuditExport = "audit_export",
     }
 
     /// What kind of caller it was.

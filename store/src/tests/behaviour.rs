@@ -3,8 +3,11 @@
 use super::support::*;
 use crate::error::*;
 use crate::keys::{Purpose, ROTATE_AFTER_SEALS, Shared};
+use crate::tables::Table;
+use crate::tiles;
 use crate::{CutRule, DataClass, DocKind, KdfCost, NewAdapter, NewRecord, PutOutcome, Store, backend, blobs};
-use empathd_proto::audit::{ActionKind, verify_consistency};
+use empathd_proto::audit::tile::TileAt;
+use empathd_proto::audit::{ActionKind, leaf_hash, verify_consistency, verify_inclusion};
 use empathd_proto::report::AdapterState;
 use empathd_proto::{AdapterId, ClientId, DatasetId, JobId, RecordId, Secret};
 use std::collections::BTreeSet;
@@ -165,6 +168,48 @@ fn every_change_has_its_entry_and_a_failed_one_has_nothing() {
     assert!(matches!(store.consistency_proof(5), Err(ReadError::NotFound(_))));
     let found = store.verify_audit(&mut |_, _| {}).expect("checked");
     assert!(found.verified() && found.entries == 4, "{found:?}");
+}
+
+#[test]
+fn proofs_out_of_kept_tiles_hold_at_every_edge() {
+    let (_dir, store) = new_store(1);
+    let mut seen = Vec::new();
+    for many in [1, 253, 1, 1, 300, 211] {
+        store.record_audit(&vec![draft(ActionKind::Chat); many]).expect("recorded");
+        seen.push(store.checkpoint().expect("signed").verify().expect("authentic"));
+    }
+    let now = seen.last().expect("some").clone();
+    assert_eq!(seen.iter().map(|tree| tree.size).collect::<Vec<_>>(), [2, 255, 256, 257, 557, 768]);
+    for old in &seen {
+        let proof = store.consistency_proof(old.size).expect("proved");
+        assert!(verify_consistency(old.size, &old.root, now.size, &now.root, &proof), "{}", old.size);
+    }
+    for seq in [0, 1, 254, 255, 256, 511, 512, 767] {
+        let proof = store.inclusion_proof(seq).expect("proved");
+        let leaf = leaf_hash(&proof.entry.to_leaf());
+        assert_eq!(proof.entry.seq, seq);
+        assert!(verify_inclusion(&leaf, seq, now.size, &proof.hashes, &now.root), "{seq}");
+    }
+    assert!(matches!(store.inclusion_proof(768), Err(ReadError::NotFound(_))));
+    let kept = |level, index| store.read(|reader| reader.stored_tile(TileAt { level, index })).expect("read");
+    let widths = [kept(0, 0), kept(0, 2), kept(0, 3), kept(1, 0)].map(|tile| tile.map_or(0, |tile| tile.len()));
+    assert_eq!(widths, [256, 256, 0, 3]);
+    assert!(store.verify_audit(&mut |_, _| {}).expect("checked").verified());
+    // A tile is derived: without it, the proof is the same; an altered one is found.
+    let whole = store.inclusion_proof(300).expect("proved");
+    let meta = Purpose::Shared(Shared::Meta);
+    change(&store, |writer| writer.delete(Table::Meta, &tiles::key(TileAt { level: 0, index: 0 }), meta));
+    assert_eq!(store.inclusion_proof(300).expect("proved").hashes.len(), whole.hashes.len());
+    assert!(store.verify_audit(&mut |_, _| {}).expect("checked").verified());
+    change(&store, |writer| {
+        writer.put(
+            Table::Meta,
+            &tiles::key(TileAt { level: 1, index: 0 }),
+            meta,
+            &crate::format::encode(&[[9u8; 32]; 3].to_vec()),
+        )
+    });
+    assert!(!store.verify_audit(&mut |_, _| {}).expect("checked").verified());
 }
 
 #[test]

@@ -97,6 +97,29 @@ fn a_failing_disk_loses_nothing_and_serves_again_when_it_is_mended() {
 }
 
 #[test]
+fn many_readers_are_recorded_each_or_refused_each() {
+    let (dir, image) = image();
+    for fails in [false, true] {
+        let disk = image.copy();
+        let store = unsealed(&dir, &disk);
+        let before = store.read(|reader| reader.audit_count()).expect("counted");
+        if fails {
+            disk.fail_after(0, io::ErrorKind::StorageFull);
+        }
+        let recorded = std::thread::scope(|scope| {
+            let read = || store.record_audit(&[draft(ActionKind::Chat)]).is_ok();
+            let readers: Vec<_> = (0..16).map(|_| scope.spawn(read)).collect();
+            readers.into_iter().map(|one| one.join().expect("no panic")).filter(|recorded| *recorded).count()
+        });
+        assert_eq!(recorded, if fails { 0 } else { 16 });
+        disk.mend();
+        let after = store.read(|reader| reader.audit_count()).expect("counted");
+        assert!(fails || after == before + 16, "{before} and then {after}");
+        assert!(store.verify_audit(&mut |_, _| {}).expect("checked").verified());
+    }
+}
+
+#[test]
 fn a_full_disk_says_so_and_loses_nothing() {
     sweep(io::ErrorKind::StorageFull, |operations, _, disk, store, acknowledged| {
         disk.mend();

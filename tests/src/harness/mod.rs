@@ -6,3 +6,4 @@ pub mod build;
 pub mod ehr;
 pub mod files;
 pub mod model;
+pub mod python;

@@ -1,6 +1,6 @@
 //! `adapter`: generations of trained weights, and which one answers.
 
-use super::export;
+use super::{export, import};
 use crate::cli::AdapterCommand;
 use crate::error::CtlError;
 use crate::render;
@@ -19,6 +19,7 @@ pub(super) fn run(session: &mut Session<'_>, command: AdapterCommand) -> Result<
         }
         AdapterCommand::Promote { id } => activate(session, AdminRequest::AdapterPromote { id }),
         AdapterCommand::Export { id, dir } => export::export(session, id, &dir),
+        AdapterCommand::Import(args) => import::run(session, &args),
         AdapterCommand::Verify { dir, key } => export::verify(session, &dir, key.as_deref()),
         AdapterCommand::Rollback => activate(session, AdminRequest::AdapterRollback),
     }

@@ -1,6 +1,7 @@
 //! `audit`: what happened, and the proof that nothing of it was changed since this user last looked.
 
 use super::store::ask_status;
+use super::trail;
 use crate::checkpoint;
 use crate::cli::AuditCommand;
 use crate::error::CtlError;
@@ -19,7 +20,9 @@ pub(super) fn run(session: &mut Session<'_>, command: AuditCommand) -> Result<()
             };
             session.show(&json!({ "entries": entries }), |edge| render::audit::tail(&entries, edge))
         }
-        AuditCommand::Verify => verify(session),
+        AuditCommand::Verify { export: None, .. } => verify(session),
+        AuditCommand::Verify { export: Some(dir), key } => trail::verify(session, &dir, key.as_deref()),
+        AuditCommand::Export { dir } => trail::export(session, &dir),
     }
 }
 

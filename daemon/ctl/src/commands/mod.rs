@@ -10,10 +10,12 @@ mod export;
 mod export_tests;
 #[cfg(test)]
 pub(crate) mod fake;
+mod import;
 pub(crate) mod ingest;
 mod store;
 #[cfg(test)]
 mod tests;
+mod trail;
 mod train;
 
 use crate::cli::{Cli, Command};

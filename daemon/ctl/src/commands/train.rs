@@ -2,10 +2,10 @@
 
 use crate::cli::TrainCommand;
 use crate::error::CtlError;
-use crate::progress::show_training;
+use crate::progress::TrainingBar;
 use crate::render;
 use crate::session::{Edge, Session};
-use empathd_proto::admin::{AdminReply, AdminRequest, Progress, TrainOptions};
+use empathd_proto::admin::{AdminReply, AdminRequest, TrainOptions};
 use empathd_proto::report::{JobState, TrainStatus};
 use empathd_proto::{ErrorCode, JobId, Problem};
 use jiff::Timestamp;
@@ -29,8 +29,13 @@ pub(super) fn run(session: &mut Session<'_>, command: TrainCommand) -> Result<()
             reply => expect(reply)?,
         },
     };
-    session.show(&status, |_| render::train::status(&status))?;
-    failure(&status).map_or(Ok(()), Err)
+    ended(session, &status)
+}
+
+/// Shows how a job is.
+pub(super) fn ended(session: &mut Session<'_>, status: &TrainStatus) -> Result<(), CtlError> {
+    session.show(status, |_| render::train::status(status))?;
+    failure(status).map_or(Ok(()), Err)
 }
 
 fn report(session: &mut Session<'_>, job: Option<JobId>) -> Result<(), CtlError> {
@@ -53,18 +58,17 @@ fn next_time(text: &str, edge: &Edge) -> Result<u64, CtlError> {
     u64::try_from(next.timestamp().as_millisecond()).map_err(|_| refused())
 }
 
-fn watch(session: &mut Session<'_>, job: Option<JobId>) -> Result<TrainStatus, CtlError> {
+pub(super) fn watch(session: &mut Session<'_>, job: Option<JobId>) -> Result<TrainStatus, CtlError> {
     let bar = session.bars.training();
+    let mut watched = TrainingBar::new(&bar);
     let reply = session.client.ask(AdminRequest::TrainStatus { job, follow: true }, &mut |progress| {
-        if let Progress::Train(progress) = progress {
-            show_training(&bar, &progress);
-        }
+        watched.hear(&progress);
     });
     bar.finish_and_clear();
     expect(reply?)
 }
 
-fn expect(reply: AdminReply) -> Result<TrainStatus, CtlError> {
+pub(super) fn expect(reply: AdminReply) -> Result<TrainStatus, CtlError> {
     match reply {
         AdminReply::Train(status) => Ok(status),
         _ => Err(CtlError::UnexpectedReply),

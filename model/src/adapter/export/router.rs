@@ -42,7 +42,7 @@ pub(super) fn config(exported: &Exported<'_>) -> Result<Vec<u8>, AdapterError> {
 pub(super) fn weights(exported: &Exported<'_>) -> Result<Vec<u8>, AdapterError> {
     let mut blocks = Blocks::default();
     for parameter in exported.mixture.parameters() {
-        if parameter.kind == ParameterKind::Router {
+        if matches!(parameter.kind, ParameterKind::Router | ParameterKind::Session) {
             blocks.tensor(parameter.name, parameter.tensor)?;
         }
     }

@@ -60,6 +60,8 @@ pub struct Wanted {
     pub route: Arc<[f32]>,
     /// Of the session prior: the domain's experts, smoothed.
     pub session: Arc<[f32]>,
+    /// How much it counts in the session prior's loss: more where its domain is seldom drawn.
+    pub weight: f32,
 }
 
 /// Weights of the routers' losses beside the language loss.

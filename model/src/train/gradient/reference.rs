@@ -360,7 +360,7 @@ mod tests {
     }
 
     fn plan(routing: PlannedRouting) -> RouterPlan {
-        let wanted = Wanted { route: vec![0.6, 0.3, 0.1].into(), session: vec![0.1, 0.8, 0.1].into() };
+        let wanted = Wanted { route: vec![0.6, 0.3, 0.1].into(), session: vec![0.1, 0.8, 0.1].into(), weight: 0.7 };
         RouterPlan {
             routing,
             documents: vec![Labelled { rows: 6, wanted: Some(wanted) }, Labelled { rows: 4, wanted: None }],
@@ -482,7 +482,7 @@ mod tests {
             let shared = |i: &usize| match parameter.kind {
                 crate::adapter::ParameterKind::A => i / (sum.len() / rows) < 2,
                 crate::adapter::ParameterKind::B => i % (sum.len() / rows) < 2,
-                crate::adapter::ParameterKind::Router => false,
+                crate::adapter::ParameterKind::Router | crate::adapter::ParameterKind::Session => false,
             };
             assert!((0..sum.len()).filter(|i| moved(i)).all(|i| shared(&i)), "{}", parameter.name);
             assert!((0..sum.len()).any(|i| moved(&i)) == (0..sum.len()).any(|i| shared(&i)), "{}", parameter.name);

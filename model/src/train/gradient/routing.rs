@@ -9,7 +9,8 @@
 //! * balance: `1/L Σ_l Σ_e f_le/π_e · P_le`, `f` the share of choices (a constant), `P` the mean of `p`, `π` the label prior.
 //!   With `π = 1/E` it is Switch's `E·Σ f·P`; it is 1 when `f = P = π`;
 //! * z: `1/(L·N) Σ logsumexp(z)²`;
-//! * session: `1/N Σ_t CE(y'_d, p_t)` of the session's probabilities, `y'` the label without room for free experts.
+//! * session: `1/D Σ_d v_d/T_d Σ_t CE(y'_d, p_t)` of the session's probabilities over the `D` labelled documents, `y'` the label
+//!   without room for free experts, `v` its weight: what is short and seldom, as crises are, counts as much as anything else.
 
 use super::goals::{RouterParts, RouterPlan};
 use crate::kernels::softmax;
@@ -130,26 +131,34 @@ impl<'a> Tally<'a> {
         for document in &self.plan.documents {
             let rows = log_prior[row * experts..].chunks_exact(experts).take(document.rows);
             if let Some(wanted) = &document.wanted {
-                loss -= rows.map(|row| f64::from(dot(row, &wanted.session))).sum::<f64>();
+                let all = rows.map(|row| f64::from(dot(row, &wanted.session))).sum::<f64>();
+                loss -= f64::from(wanted.weight) * all / document.rows.max(1) as f64;
             }
             row += document.rows;
         }
-        loss / self.rows as f64
+        loss / self.labelled()
+    }
+
+    /// Documents with a label, at least one.
+    fn labelled(&self) -> f64 {
+        self.plan.documents.iter().filter(|one| one.wanted.is_some()).count().max(1) as f64
     }
 
     /// Turns the gradient by the session's log-probabilities, `[rows, experts]`, as the layers left it, into that by
     /// `z̄ = P·norm(h)` of each row, the prior's own loss added. With `s` the running mean of `z̄`:
-    /// `ds = d − p·Σd + w/N·(p − y)`; `dz̄_i = Σ_{t≥i} ds_t/(t+1)` within the document.
+    /// `ds = d − p·Σd + w·v_d/(D·T_d)·(p − y)`; `dz̄_i = Σ_{t≥i} ds_t/(t+1)` within the document.
     ///
     /// # Panics
     /// The rows are not those of the plan.
     pub(super) fn session_gradient(&self, log_prior: &[f32], d: &mut [f32]) {
         let (experts, mut row) = (self.plan.prior.len(), 0);
         assert!(log_prior.len() == self.rows * experts && log_prior.len() == d.len(), "the rows of the plan");
-        let weight = self.plan.weights.session * self.plan.share / self.rows as f32;
+        let each = self.plan.weights.session * self.plan.share / self.labelled() as f32;
         let mut later = vec![0f32; experts];
         for document in &self.plan.documents {
             later.fill(0.0);
+            let own = document.wanted.as_ref().map_or(0.0, |wanted| wanted.weight);
+            let weight = each * own / document.rows.max(1) as f32;
             for position in (0..document.rows).rev() {
                 let at = (row + position) * experts;
                 let (prior, d) = (&log_prior[at..][..experts], &mut d[at..][..experts]);
@@ -203,7 +212,10 @@ mod tests {
     const LAYERS: usize = 2;
 
     fn plan() -> RouterPlan {
-        let wanted = |w: [f32; 3]| Wanted { route: w.to_vec().into(), session: vec![w[1], w[0], w[2]].into() };
+        let wanted = |w: [f32; 3]| {
+            let session = vec![w[1], w[0], w[2]].into();
+            Wanted { route: w.to_vec().into(), session, weight: 0.5 + w[0] }
+        };
         let labelled = |rows, w: Option<[f32; 3]>| Labelled { rows, wanted: w.map(wanted) };
         RouterPlan {
             routing: PlannedRouting::Own,
@@ -298,7 +310,9 @@ mod tests {
                 let (p, _) = softmax_of(&mean);
                 all += (0..EXPERTS).map(|e| c[at + e] * p[e].ln()).sum::<f64>();
                 if let Some(wanted) = &document.wanted {
-                    let weight = f64::from(plan.weights.session * plan.share) / 8.0;
+                    // Two of the three documents have a label.
+                    let own = f64::from(plan.weights.session * plan.share * wanted.weight);
+                    let weight = own / (2 * document.rows) as f64;
                     all -= (0..EXPERTS).map(|e| weight * f64::from(wanted.session[e]) * p[e].ln()).sum::<f64>();
                 }
             }

@@ -81,7 +81,11 @@ fn batch() -> Batch {
 }
 
 fn plan(routing: PlannedRouting) -> RouterPlan {
-    let wants = |route: [f32; 3]| Wanted { route: route.to_vec().into(), session: [0.6, 0.1, 0.3].to_vec().into() };
+    let wants = |route: [f32; 3]| Wanted {
+        route: route.to_vec().into(),
+        session: [0.6, 0.1, 0.3].to_vec().into(),
+        weight: 1.5,
+    };
     let labelled = |rows, wanted: Option<[f32; 3]>| Labelled { rows, wanted: wanted.map(wants) };
     RouterPlan {
         routing,

@@ -1,7 +1,7 @@
 //! Exports as other programs read them: the logits of HF PEFT and of llama.cpp beside ours. Slow, with foreign programs;
 //! how it is run, and what holds: `parity/README.md`.
-#![expect(clippy::unwrap_used, reason = "what cannot be prepared fails the proof that needs it")]
 
+use super::cached;
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{DType, Device, Tensor};
 use empathd_model::adapter::export::{Facts, expert_names, export};
@@ -16,7 +16,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 /// Tokens of the compared text.
@@ -42,14 +42,6 @@ fn the_tiny_model() {
 fn the_reference_model() {
     let folder = tempfile::tempdir().unwrap();
     prove(&cached(), folder.path());
-}
-
-/// Where the appliance and its tests keep the reference model.
-#[expect(clippy::disallowed_methods, reason = "the cache is where the user has it")]
-fn cached() -> PathBuf {
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache");
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from);
-    cache.join("empathd/models/SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
 /// Writes model, export and our own logits, and has the script compare them.
