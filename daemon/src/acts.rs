@@ -45,6 +45,7 @@ pub(crate) async fn status(app: &Arc<App>) -> Result<Acted, Problem> {
         embedder,
         embedder_problem,
         uptime_s: app.clock.uptime().as_secs(),
+        scrub: app.scrub.report(app.clock.uptime()),
     };
     if report.state == SealState::Unsealed {
         report = app

@@ -11,6 +11,7 @@ use crate::inference::{Answer, Inference};
 use crate::jobs;
 use crate::problem;
 use crate::refusals::Refusals;
+use crate::scrub::Scrub;
 use crate::vault::Vault;
 use crate::{acts, inference};
 use base64::Engine as _;
@@ -39,6 +40,7 @@ pub struct App {
     pub(crate) inference: Inference,
     noting: tokio::sync::Mutex<()>,
     pub(crate) refusals: Refusals,
+    pub(crate) scrub: Scrub,
     pub(crate) stopping: CancellationToken,
     api: OnceLock<SocketAddr>,
 }
@@ -140,6 +142,7 @@ impl App {
             inference,
             noting: tokio::sync::Mutex::default(),
             refusals: Refusals::default(),
+            scrub: Scrub::default(),
             stopping: CancellationToken::new(),
             api: OnceLock::new(),
             config,

@@ -59,6 +59,8 @@ pub enum ConfigError {
 pub struct Config {
     /// State folder.
     pub state: PathBuf,
+    /// Bytes of the store that are authenticated in the background each second; 0 for none.
+    pub scrub_bytes_s: u64,
     /// The API.
     pub api: Api,
     /// The admin socket.
@@ -370,6 +372,7 @@ struct RawConfig {
 #[serde(default, deny_unknown_fields)]
 struct RawStore {
     folder: Option<PathBuf>,
+    scrub_kib_s: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -469,8 +472,10 @@ impl Config {
         let admin = raw.admin.check(socket_in_state("admin.sock"))?;
         let state = overrides.state.clone().or(raw.store.folder).unwrap_or_else(|| "/var/lib/empathd".into());
         let engine = raw.engine.check(socket_in_state("engine.sock"), &overrides)?;
+        let scrub_kib_s = within("store.scrub_kib_s", raw.store.scrub_kib_s.unwrap_or(1024), 0..=1024 * 1024)?;
         Ok(Self {
             state,
+            scrub_bytes_s: scrub_kib_s * 1024,
             api: raw.api.check(&overrides)?,
             admin,
             engine,

@@ -24,6 +24,7 @@ mod jobs;
 pub use jobs::examples;
 mod records;
 mod refusals;
+mod scrub;
 mod stored;
 mod trail;
 mod vault;

@@ -1,4 +1,4 @@
-//! What is counted of answers and of the engine. Names, units and meaning are in docs/METRICS.md; how the numbers are
+//! What is counted of answers, of the engine and of the scrub. Names, units and meaning are in docs/METRICS.md; how the numbers are
 //! read is known to `http/metrics.rs`, which also says of what kind each is.
 
 use empathd_proto::engine::ServingStatus;
@@ -25,6 +25,14 @@ pub fn answer_cache(hit: bool) {
 /// The cache of answers holds so many bytes from now on.
 pub fn answer_cache_holds(bytes: u64) {
     gauge!("empathd_answer_cache_bytes").set(bytes as f64);
+}
+
+/// A step of the scrub; `standing` findings are those that are shown now.
+pub fn scrubbed(bytes: u64, findings: u64, is_round_over: bool, standing: u64) {
+    counter!("empathd_scrub_bytes_total").increment(bytes);
+    counter!("empathd_scrub_findings_total").increment(findings);
+    counter!("empathd_scrub_rounds_total").increment(is_round_over.into());
+    gauge!("empathd_scrub_findings").set(standing as f64);
 }
 
 /// The engine has said how it is; what it counts since its start is counted on here across its restarts.

@@ -11,6 +11,7 @@ use crate::http::{self, HttpLimits};
 use crate::inference;
 use crate::jobs;
 use crate::model_file::ModelFile;
+use crate::scrub;
 use anyhow::{Context, bail};
 use empathd_proto::admin::SealState;
 use empathd_store::KdfCost;
@@ -69,6 +70,7 @@ pub async fn run(config: Config, manner: Manner) -> anyhow::Result<()> {
     tokio::spawn(adapters::keep_loaded(app.clone()));
     tokio::spawn(jobs::window::keep(app.clone()));
     tokio::spawn(inference::keep_young(app.clone()));
+    tokio::spawn(scrub::keep(app.clone()));
     let doors = [
         tokio::spawn(http::serve(api, app.clone(), limits, stop.clone())),
         tokio::spawn(admin::server::serve(socket, app.clone(), stop.clone())),

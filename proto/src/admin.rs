@@ -315,6 +315,17 @@ pub struct StatusReport {
     pub embedder_problem: Option<String>,
     /// Seconds since start.
     pub uptime_s: u64,
+    /// What the scrub of the store has seen; absent until there is something to tell.
+    pub scrub: Option<ScrubReport>,
+}
+
+/// What the scrub of the store has seen since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// What did not authenticate, in the last whole round or the one under way.
+    pub findings: u64,
+    /// Seconds since the last whole round ended.
+    pub round_age_s: Option<u64>,
 }
 
 words! {

@@ -40,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "checkpoint", run: checkpoint, seed: || "o\n1\nAAAA\n\n\u{2014} o AAAA\n".into() },
     Target { name: "leaf", run: leaf, seed: || vec![1, 0, 0, 1, 0, 3, 0, 0, 0] },
     Target { name: "trail", run: trail, seed: || TRAIL.into() },
+    Target { name: "envelope", run: empathd_store::fuzz_envelope, seed: || [[1, 1].as_slice(), &[0; 98]].concat() },
     Target { name: "source", run: source, seed: || SOURCE.into() },
     Target { name: "gguf", run: model_file, seed: tiny_model },
     Target { name: "embedder", run: embedder, seed: || embed::tiny::files(1)[0].1.clone() },

@@ -85,6 +85,10 @@ const ALL: &[(Kind, &str, &str)] = &[
     (Gauge, "empathd_adapter_info", "the generation that answers"),
     (Gauge, "empathd_records", "sealed records"),
     (Gauge, "empathd_audit_entries", "entries of the audit trail"),
+    (Counter, "empathd_scrub_bytes_total", "sealed bytes that were authenticated in the background"),
+    (Counter, "empathd_scrub_rounds_total", "times that the whole store was"),
+    (Counter, "empathd_scrub_findings_total", "values and chunks that did not authenticate"),
+    (Gauge, "empathd_scrub_findings", "those of the last whole round or the one under way"),
     (Gauge, "process_resident_memory_bytes", "memory of the daemon"),
     (Gauge, "empathd_build_info", "release of the daemon"),
 ];
@@ -355,6 +359,7 @@ mod tests {
         measure::served(ServiceClass::Crisis, &finished);
         measure::answer_cache(true);
         measure::answer_cache_holds(9);
+        measure::scrubbed(1, 0, true, 0);
         let before = ServingStatus { expert_chosen: vec![7, 7], steps: 5, ..ServingStatus::default() };
         let now = ServingStatus { expert_chosen: vec![9, 1], steps: 8, ..ServingStatus::default() };
         measure::engine(&before, &now);

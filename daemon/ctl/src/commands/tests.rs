@@ -53,6 +53,7 @@ fn status(state: SealState, size: Option<u64>) -> AdminReply {
         embedder: EmbedderState::None,
         embedder_problem: None,
         uptime_s: 1,
+        scrub: None,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::table::facts;
 use super::words::{count, duration};
-use empathd_proto::admin::{EmbedderState, EngineState, SealState, StatusReport};
+use empathd_proto::admin::{EmbedderState, EngineState, ScrubReport, SealState, StatusReport};
 use empathd_proto::engine::ServingStatus;
 use empathd_proto::report::{JobState, TrainStatus};
 
@@ -16,6 +16,9 @@ fn lines(status: &StatusReport) -> Vec<(&'static str, String)> {
     let mut lines = vec![("store", store(status))];
     if let Some(entries) = status.audit_entries {
         lines.push(("audit", format!("{} entries", count(entries))));
+    }
+    if let Some(seen) = &status.scrub {
+        lines.push(("scrub", scrub(seen)));
     }
     lines.push(("API", api(status)));
     lines.push(("engine", engine(status)));
@@ -44,6 +47,16 @@ fn store(status: &StatusReport) -> String {
         (SealState::Unsealed, Some(records)) => format!("unsealed, {} records", count(records)),
         (SealState::Uninitialised, _) => "none yet".into(),
         (state, _) => state.to_string(),
+    }
+}
+
+/// Whether everything that is stored still authenticates.
+fn scrub(seen: &ScrubReport) -> String {
+    let round =
+        seen.round_age_s.map_or_else(|| "no whole round yet".into(), |age| format!("whole {} ago", duration(age)));
+    match seen.findings {
+        0 => format!("nothing found, {round}"),
+        found => format!("{} FOUND, {round}; stop the appliance, then: empathd verify", count(found)),
     }
 }
 
@@ -150,6 +163,7 @@ mod tests {
             embedder: EmbedderState::None,
             embedder_problem: None,
             uptime_s: 4,
+            scrub: None,
         }
     }
 
@@ -198,6 +212,7 @@ mod tests {
             embedder: EmbedderState::Failed,
             embedder_problem: Some("the file is cut short".into()),
             uptime_s: 90_061,
+            scrub: Some(ScrubReport { findings: 2, round_age_s: Some(1_800) }),
             ..fresh()
         };
         expect![[r#"
@@ -205,6 +220,7 @@ mod tests {
 
               store       unsealed, 12,345 records
               audit       678 entries
+              scrub       2 FOUND, whole 30 min ago; stop the appliance, then: empathd verify
               API         serving on https://127.0.0.1:8443
               engine      ready
               model       SmolLM2-135M-Instruct
