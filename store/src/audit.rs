@@ -89,9 +89,10 @@ impl AuditDraft {
 impl Writer<'_> {
     /// Appends entries and moves the trail's end.
     pub(crate) fn append_audit(&mut self, drafts: &[AuditDraft]) -> Result<(), WriteError> {
-        let mut frontier = match self.count(Table::Audit)? {
-            0 => Frontier::default(),
-            _ => frontier(&self.expected_trail()?)?,
+        let mut frontier = match self.decoded::<Trail>(Table::Anchor, TRAIL_KEY)? {
+            Some(trail) => frontier(&trail)?,
+            None if self.count(Table::Audit)? == 0 => Frontier::default(),
+            None => return Err(WriteError::Integrity("the end of the audit trail is missing")),
         };
         for draft in drafts {
             let seq = frontier.size();

@@ -269,6 +269,10 @@ fn the_audit_trail_shows_what_was_done_to_it() {
         let store = reopen(&dir, 2);
         assert!(!store.verify_audit(&mut |_, _| {}).expect("checked").verified());
     }
+    // All of it: the next entry begins no new trail.
+    let (dir, _) =
+        altered(13, |txn| txn.open_table(raw_table("audit")).expect("table").retain(|_, _| false).expect("emptied"));
+    assert!(!reopen(&dir, 2).verify_audit(&mut |_, _| {}).expect("checked").verified());
     let (_dir, found) = altered(11, |txn| {
         let rows = all_rows(txn, Table::Audit);
         let mut open = txn.open_table(raw_table("audit")).expect("table");
