@@ -244,6 +244,14 @@ impl Reader<'_> {
         }
     }
 
+    /// Whether a row of the trail is the entry that its place says.
+    pub(crate) fn check_entry_in_place(&self, key: &[u8], leaf: &[u8]) -> Result<(), ReadError> {
+        match AuditEntry::from_leaf(leaf) {
+            Some(entry) if entry.seq.to_be_bytes() == key => Ok(()),
+            _ => Err(ReadError::Integrity("an entry is not canonical or stands in another's place")),
+        }
+    }
+
     fn expected_trail(&self) -> Result<Trail, ReadError> {
         self.decoded(Table::Anchor, TRAIL_KEY)?.ok_or(ReadError::Integrity("the end of the audit trail is missing"))
     }

@@ -1,7 +1,7 @@
 //! Blobs: large values as sealed files beside the database, in chunks of 64 KiB. A file is whole and durable before the
 //! change that refers to it commits; one that nothing refers to is swept. What a blob holds is not known here.
 
-use crate::envelope::{CURRENT, Key, Nonce, TAG_BYTES};
+use crate::envelope::{COUNTED, Key, Nonce, TAG_BYTES};
 use crate::error::{Fault, ReadError, WriteError};
 use crate::keys::{Keys, Purpose, derive};
 use crate::reader::{Reader, context};
@@ -11,7 +11,7 @@ use crate::{files, format};
 use empathd_proto::BlobId;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -19,6 +19,8 @@ use zeroize::Zeroizing;
 pub(crate) const DIR: &str = "blobs";
 /// Plaintext bytes of a chunk; the last one is filled with zeros.
 pub(crate) const CHUNK_BYTES: usize = 64 * 1024;
+/// Bytes of a chunk in the file.
+const SEALED_CHUNK_BYTES: u64 = (CHUNK_BYTES + TAG_BYTES) as u64;
 /// Largest blob.
 pub const MAX_BLOB_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// First bytes of a file.
@@ -78,16 +80,34 @@ impl Reader<'_> {
         self.decoded(Table::Blobs, id.as_bytes())
     }
 
+    /// Authenticates `count` chunks of a blob's file, from the one numbered `from` on. Returns the number of the next one;
+    /// `None` when there is no other, or no such blob any more.
+    pub(crate) fn check_chunks(&self, id: BlobId, from: u64, count: u64) -> Result<Option<u64>, ReadError> {
+        let Some(sealed) = self.raw(Table::Blobs, id.as_bytes())? else { return Ok(None) };
+        let (cipher, info) = self.blob_cipher(id, &sealed)?;
+        let mut file = cipher.file(&path(self.dir(), id), info.bytes)?;
+        let (chunks, mut chunk) = (chunks(info.bytes), Zeroizing::new(vec![0; CHUNK_BYTES]));
+        let end = from.saturating_add(count).min(chunks);
+        file.seek_relative((from.min(chunks) * SEALED_CHUNK_BYTES) as i64).map_err(Fault::from)?;
+        (from..end).try_for_each(|index| cipher.chunk(&mut file, index, chunks, &mut chunk))?;
+        Ok((end < chunks).then_some(end))
+    }
+
+    fn blob_cipher(&self, id: BlobId, sealed: &[u8]) -> Result<(ChunkCipher, BlobInfo), ReadError> {
+        let info: BlobInfo = format::decode(&self.open(Table::Blobs, id.as_bytes(), sealed)?.1)?;
+        let key_id = crate::envelope::key_id(sealed).ok_or(ReadError::Integrity("a blob's row is no envelope"))?;
+        let (_, key) = self.key(key_id)?;
+        Ok((ChunkCipher::new(&key, self.keys(), id), info))
+    }
+
     /// The bytes of a blob.
     ///
     /// # Errors
     /// [`ReadError::NotFound`], [`ReadError::Integrity`] when the file is missing, cut, reordered or changed.
     pub fn blob(&self, id: BlobId) -> Result<Zeroizing<Vec<u8>>, ReadError> {
         let sealed = self.raw(Table::Blobs, id.as_bytes())?.ok_or(ReadError::NotFound("blob"))?;
-        let info: BlobInfo = format::decode(&self.open(Table::Blobs, id.as_bytes(), &sealed)?.1)?;
-        let key_id = crate::envelope::key_id(&sealed).ok_or(ReadError::Integrity("a blob's row is no envelope"))?;
-        let (_, key) = self.key(key_id)?;
-        let bytes = ChunkCipher::new(&key, self.keys(), id).read(&path(self.dir(), id), info.bytes)?;
+        let (cipher, info) = self.blob_cipher(id, &sealed)?;
+        let bytes = cipher.read(&path(self.dir(), id), info.bytes)?;
         if blake3::hash(&bytes) != info.digest {
             return Err(ReadError::Integrity("a blob has another digest than its row"));
         }
@@ -119,7 +139,7 @@ impl ChunkCipher {
             let (now, zeros) = chunk.split_at_mut(rest.len().min(CHUNK_BYTES));
             now.copy_from_slice(&rest[..now.len()]);
             zeros.fill(0);
-            let tag = CURRENT.seal(&self.key, &nonce(index, index + 1 == chunks), &self.context, &mut chunk);
+            let tag = COUNTED.seal(&self.key, &nonce(index, index + 1 == chunks), &self.context, &mut chunk);
             out.write_all(&chunk)?;
             out.write_all(&tag)?;
         }
@@ -127,14 +147,25 @@ impl ChunkCipher {
     }
 
     fn read(&self, path: &Path, bytes: u64) -> Result<Zeroizing<Vec<u8>>, ReadError> {
+        let mut file = self.file(path, bytes)?;
+        let chunks = chunks(bytes);
+        let mut plain = Zeroizing::new(vec![0; chunks as usize * CHUNK_BYTES]);
+        for (index, chunk) in (0..).zip(plain.chunks_exact_mut(CHUNK_BYTES)) {
+            self.chunk(&mut file, index, chunks, chunk)?;
+        }
+        plain.truncate(bytes as usize);
+        Ok(plain)
+    }
+
+    /// The file of a blob of this length, after its head.
+    fn file(&self, path: &Path, bytes: u64) -> Result<File, ReadError> {
         let mut file = match files::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(ReadError::Integrity("the file of a blob is missing"));
             }
             opened => opened.map_err(Fault::from)?,
         };
-        let chunks = chunks(bytes);
-        let expected = HEAD_BYTES as u64 + chunks * (CHUNK_BYTES + TAG_BYTES) as u64;
+        let expected = HEAD_BYTES as u64 + chunks(bytes) * SEALED_CHUNK_BYTES;
         if file.metadata().map_err(Fault::from)?.len() != expected {
             return Err(ReadError::Integrity("the file of a blob has another length"));
         }
@@ -143,17 +174,16 @@ impl ChunkCipher {
         if head != *self.head {
             return Err(ReadError::Integrity("the file of a blob belongs to another blob"));
         }
-        let mut plain = Zeroizing::new(vec![0; chunks as usize * CHUNK_BYTES]);
-        for (index, chunk) in plain.chunks_exact_mut(CHUNK_BYTES).enumerate() {
-            let mut tag = [0; TAG_BYTES];
-            file.read_exact(chunk).and_then(|()| file.read_exact(&mut tag)).map_err(Fault::from)?;
-            let last = index as u64 + 1 == chunks;
-            CURRENT
-                .open(&self.key, &nonce(index as u64, last), &self.context, chunk, &tag)
-                .map_err(|_| ReadError::Integrity("the file of a blob does not authenticate"))?;
-        }
-        plain.truncate(bytes as usize);
-        Ok(plain)
+        Ok(file)
+    }
+
+    /// The next chunk of a file, which is the one with this number.
+    fn chunk(&self, file: &mut File, index: u64, chunks: u64, chunk: &mut [u8]) -> Result<(), ReadError> {
+        let mut tag = [0; TAG_BYTES];
+        file.read_exact(chunk).and_then(|()| file.read_exact(&mut tag)).map_err(Fault::from)?;
+        COUNTED
+            .open(&self.key, &nonce(index, index + 1 == chunks), &self.context, chunk, &tag)
+            .map_err(|_| ReadError::Integrity("the file of a blob does not authenticate"))
     }
 }
 

@@ -58,6 +58,12 @@ impl Doubt {
         }
     }
 
+    /// What the doubted rows are, without identifiers.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
+        let of_clients = (!self.clients.is_empty()).then_some("records of a client");
+        self.tables.iter().map(|table| table.name()).chain(of_clients)
+    }
+
     fn add(&mut self, group: Group) {
         match group {
             Group::Table(table) => drop(self.tables.insert(table)),

@@ -5,7 +5,7 @@
 //! From the outside in: [`store`](Store) (the whole), `reader` and `writer` (the two sides of the barrier), `records`,
 //! `documents`, `dataset`, `adapters`, `blobs`, `audit` (one kind of thing each), `heads`, `doubt`, `mark` (nothing vanishes unseen), `keys`,
 //! `keyring`, `recipient`, `shares`, `wrapped`, `memory` (keys), `turn` (new epochs), `erase` (of a client), `backup` (out and back), `export` (signatures), `transient` (values that stay in memory), `envelope`, `padding`, `format` (bytes), `tables`, `engine`, `backend` (the database under it), `stop`,
-//! `verify` (the check of a whole state). docs/FORMAT.md has the byte maps.
+//! `scrub`, `verify` (the check of a whole state, in small steps and at once). docs/FORMAT.md has the byte maps.
 
 mod adapters;
 mod audit;
@@ -34,6 +34,7 @@ mod padding;
 mod reader;
 mod recipient;
 mod records;
+mod scrub;
 mod shares;
 mod stop;
 mod store;
@@ -56,12 +57,14 @@ pub use blobs::{BlobInfo, MAX_BLOB_BYTES};
 pub use dataset::{CutRule, DatasetCut, MAX_CANDIDATES, VALIDATION_PERCENT};
 pub use documents::DocKind;
 pub use entropy::Entropy;
+pub use envelope::fuzz_envelope;
 pub use erase::{Erasure, Tombstone};
 pub use error::{CreateError, KeyError, OpenError, ReadError, SealError, UnsealError, VerifyError, WriteError};
 pub use export::ExportSignature;
 pub use keyring::{KdfCost, Unlock, UnlockSource};
 pub use reader::Reader;
 pub use records::{DataClass, NewRecord, PutOutcome, RecordVisitor, StoredRecord};
+pub use scrub::ScrubStep;
 pub use shares::{RecoveryShare, SHARES, SHARES_NEEDED, ShareError};
 pub use store::Store;
 pub use transient::TransientKey;

@@ -135,6 +135,12 @@ impl<'s> Reader<'s> {
         doubted.into_iter().chain(rows.take(end))
     }
 
+    /// The first rows of a table after the one with the key `after`, sealed as they are; at most `rows_max`.
+    pub(crate) fn page(&self, table: Table, after: Option<&[u8]>, rows_max: usize) -> Result<Vec<Row>, ReadError> {
+        self.undoubted(|doubt| doubt.absence(table))?;
+        Ok(self.opened.noted(self.txn.page(table, &[], after, rows_max))?)
+    }
+
     /// How many rows a table has, as the database counts them.
     pub(crate) fn count(&self, table: Table) -> Result<u64, ReadError> {
         self.undoubted(|doubt| doubt.absence(table))?;

@@ -14,6 +14,7 @@ use crate::keys::{Keys, Purpose, Shared};
 use crate::mark::Mark;
 use crate::memory::KEY_BYTES;
 use crate::reader::Reader;
+use crate::scrub::Cursor;
 use crate::tables::{Table, Txn};
 use crate::verify::StateFindings;
 use crate::writer::{Seals, Writer, shared_key};
@@ -25,7 +26,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use zeroize::Zeroizing;
 
 /// The keyring of a store that is still being made.
@@ -52,6 +53,7 @@ pub struct Store {
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) disk: Box<dyn Disk>,
     opened: RwLock<Opened>,
+    pub(crate) scrub: Mutex<Cursor>,
     gather: Gather,
 }
 
@@ -136,7 +138,16 @@ impl Store {
         })?;
         let id = held.store();
         let opened = RwLock::new(Opened::new(id, &*entropy).map_err(OpenError::Io)?);
-        Ok(Self { dir: dir.to_owned(), id, held: RwLock::new(held), entropy, disk, opened, gather: Gather::default() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            id,
+            held: RwLock::new(held),
+            entropy,
+            disk,
+            opened,
+            gather: Gather::default(),
+            scrub: Mutex::default(),
+        })
     }
 
     /// Takes the keys into memory and opens the database. The entry `audit` is written with it.
@@ -395,7 +406,7 @@ impl Store {
     }
 
     /// The unsealed store, its database opened again when the disk had failed under it.
-    fn ready(&self) -> Result<RwLockReadGuard<'_, Opened>, ReadError> {
+    pub(crate) fn ready(&self) -> Result<RwLockReadGuard<'_, Opened>, ReadError> {
         let opened = self.shared();
         if !opened.unsealed {
             return Err(ReadError::Sealed);
@@ -599,7 +610,16 @@ pub(crate) fn finish_folder(
         .map_err(Fault::from)?;
     opened.unsealed = true;
     let (id, held) = (keyring.store(), RwLock::new(Held::Now(keyring)));
-    Ok(Store { dir: dir.to_owned(), id, held, entropy, disk, opened: RwLock::new(opened), gather: Gather::default() })
+    Ok(Store {
+        dir: dir.to_owned(),
+        id,
+        held,
+        entropy,
+        disk,
+        opened: RwLock::new(opened),
+        gather: Gather::default(),
+        scrub: Mutex::default(),
+    })
 }
 
 /// Says that the store is unsealed.

@@ -97,7 +97,13 @@ impl<'s> Writer<'s> {
             return Err(WriteError::TooLarge { bytes: body.len() as u64, limit: MAX_VALUE_BYTES as u64 });
         }
         let (id, data_key) = self.sealing_key(purpose)?;
-        let sealed = envelope::seal(id, &data_key, &self.random(), &context(self.keys(), table, key), body);
+        let context = context(self.keys(), table, key);
+        let sealed = match purpose {
+            Purpose::Shared(_) => envelope::seal(id, &data_key, &self.random(), &context, body),
+            Purpose::Epoch | Purpose::Client(..) | Purpose::Adapter(_) | Purpose::Blob(_) => {
+                envelope::seal_uncounted(id, &data_key, &self.random(), &context, body)
+            }
+        };
         let head = self.changing_head(table, purpose)?;
         let old = self.noted(self.txn.insert(table, key, &sealed))?;
         if let Some(group) = head {

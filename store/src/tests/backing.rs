@@ -107,7 +107,7 @@ fn a_backup_holds_no_key_and_no_words() {
 
 #[test]
 fn what_was_erased_does_not_come_back_from_an_earlier_backup() {
-    let (_dir, store) = furnished(1);
+    let (_dir, store) = furnished(3);
     let made = copies(&store);
     // The one who was learned from; the others were held out.
     let gone = client(&store, "person 0").expect("there");

@@ -54,8 +54,10 @@ pub(super) fn live_keys(store: &Store) -> Vec<Key> {
 /// How many envelopes at any offset of `bytes` these keys open in one of these places.
 pub(super) fn opened(store: &Store, bytes: &[u8], keys: &[Key], places: &[(Table, Vec<u8>)]) -> usize {
     let contexts: Vec<_> = places.iter().map(|(table, key)| context(&store.shared().keys, *table, key)).collect();
-    let starts = bytes.windows(2).enumerate().filter(|(_, pair)| pair == &[1, 1]).map(|(at, _)| at);
+    let starts = bytes.windows(2).enumerate().filter(|(_, pair)| pair == &[1, 1] || pair == &[1, 2]).map(|(at, _)| at);
+    // Of both algorithms: the second has a longer nonce.
     let sizes = [0, 61, 253].map(|body| 22 + padding::bucket(body) + 16);
+    let sizes = sizes.map(|size| [size, size + 12]).concat();
     let mut found = 0;
     for at in starts {
         for envelope in sizes.iter().filter_map(|size| bytes.get(at..at + size)) {

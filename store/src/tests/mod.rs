@@ -8,6 +8,7 @@ mod faults;
 mod flips;
 mod model;
 mod older;
+mod scrub;
 pub(crate) mod support;
 mod tamper;
 mod turning;
