@@ -7,7 +7,7 @@ pub(crate) mod cut;
 pub mod examples;
 mod gate;
 pub(crate) mod ingest;
-mod job_doc;
+pub(crate) mod job_doc;
 pub(crate) mod report;
 pub(crate) mod roster;
 pub(crate) mod train;

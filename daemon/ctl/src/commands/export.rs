@@ -23,7 +23,7 @@ const DEPTH_MAX: usize = 8;
 
 pub(super) fn export(session: &mut Session<'_>, id: AdapterId, folder: &Path) -> Result<(), CtlError> {
     make_empty(folder)?;
-    let mut writing = Writing { folder, open: None, files: 0 };
+    let mut writing = Writing::into(folder);
     let reply = session.client.ask_files(AdminRequest::AdapterExport { id }, &mut |part| writing.take(part))?;
     writing.finish()?;
     let AdminReply::Exported(summary) = reply else { return Err(CtlError::UnexpectedReply) };
@@ -54,26 +54,29 @@ pub(super) fn verify(session: &mut Session<'_>, folder: &Path, key: Option<&str>
             "the key below, which was not given: compare it with the clinic's"
         };
         format!(
-            "Every one of {} files is as it was signed with {known}.\n\n  adapter    {}\n  signed by  {}\n",
-            checked.files, checked.adapter, checked.public_key
+            "Every one of {} files is as it was signed with {known}.\n\n  of         {}{}\n  signed by  {}\n",
+            checked.files, checked.adapter, checked.client, checked.public_key
         )
     })
 }
 
 /// What a good folder is.
 #[derive(Debug, Serialize)]
-struct Checked {
+pub(super) struct Checked {
     verified: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
     adapter: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) client: String,
     /// Manifest and signature included.
-    files: usize,
+    pub(super) files: usize,
     public_key: String,
     /// Whether the caller named the key.
     key_known: bool,
 }
 
 /// Holds a folder against its manifest, and the manifest against its signature and the key.
-fn check(folder: &Path, key: Option<&str>) -> Result<Checked, CtlError> {
+pub(super) fn check(folder: &Path, key: Option<&str>) -> Result<Checked, CtlError> {
     let manifest = read(&folder.join(MANIFEST), MAX_MANIFEST_BYTES)?;
     let signature = read(&folder.join(SIGNATURE), MAX_MANIFEST_BYTES)?;
     let index = Index::open(&manifest, &signature).map_err(|error| broken(&error.to_string()))?;
@@ -91,8 +94,9 @@ fn check(folder: &Path, key: Option<&str>) -> Result<Checked, CtlError> {
     if let Some(stranger) = there.iter().find(known) {
         return Err(broken(&format!("{stranger} is not in the manifest")));
     }
-    let (adapter, public_key) = (index.adapter, index.signed_by.public_key);
-    Ok(Checked { verified: true, adapter, files: there.len(), public_key, key_known: key.is_some() })
+    let Index { adapter, client, signed_by, .. } = index;
+    let public_key = signed_by.public_key;
+    Ok(Checked { verified: true, adapter, client, files: there.len(), public_key, key_known: key.is_some() })
 }
 
 /// Every file below `folder`, by its path below `root`.
@@ -128,12 +132,12 @@ fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, CtlError> {
     fs::read(path).map_err(failed)
 }
 
-fn broken(why: &str) -> CtlError {
+pub(super) fn broken(why: &str) -> CtlError {
     CtlError::Broken(why.to_owned())
 }
 
 /// The folder, made when it is missing, refused when something is in it.
-fn make_empty(folder: &Path) -> Result<(), CtlError> {
+pub(super) fn make_empty(folder: &Path) -> Result<(), CtlError> {
     let failed = |source| CtlError::File { doing: "create", path: folder.to_owned(), source };
     match DirBuilder::new().mode(FOLDER_MODE).create(folder) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
@@ -149,14 +153,18 @@ fn make_empty(folder: &Path) -> Result<(), CtlError> {
 }
 
 /// Files on their way into the folder.
-struct Writing<'a> {
+pub(super) struct Writing<'a> {
     folder: &'a Path,
     open: Option<(File, PathBuf, u64)>,
     files: usize,
 }
 
-impl Writing<'_> {
-    fn take(&mut self, part: FilePart) -> Result<(), CtlError> {
+impl<'a> Writing<'a> {
+    pub(super) fn into(folder: &'a Path) -> Self {
+        Self { folder, open: None, files: 0 }
+    }
+
+    pub(super) fn take(&mut self, part: FilePart) -> Result<(), CtlError> {
         match part {
             FilePart::Begin { path, bytes } => {
                 self.finish()?;
@@ -182,7 +190,7 @@ impl Writing<'_> {
     }
 
     /// The open file is whole and on the disk.
-    fn finish(&mut self) -> Result<(), CtlError> {
+    pub(super) fn finish(&mut self) -> Result<(), CtlError> {
         let Some((file, path, left)) = self.open.take() else { return Ok(()) };
         if left > 0 {
             return Err(broken(&format!("{} is not complete", path.display())));

@@ -68,7 +68,12 @@ impl Fake {
 
 fn hear(stream: &mut UnixStream, sender: &Sender<ToDaemon>, patient: bool) {
     let request = read(stream);
-    let upload = matches!(request, ToDaemon::Request(AdminRequest::Ingest { .. } | AdminRequest::RosterSet { .. }));
+    let upload = matches!(
+        request,
+        ToDaemon::Request(
+            AdminRequest::Ingest { .. } | AdminRequest::RosterSet { .. } | AdminRequest::BackupCreate { .. }
+        )
+    );
     sender.send(request).expect("noted");
     let mut more = upload && patient;
     while more {
