@@ -12,7 +12,7 @@ use crate::jobs;
 use crate::problem;
 use crate::refusals::Refusals;
 use crate::vault::Vault;
-use crate::{acts, inference};
+use crate::{acts, backups, clients, inference, keys};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use empathd_proto::admin::{AdminReply, EngineState, SealState};
@@ -36,6 +36,7 @@ pub struct App {
     pub(crate) adapters: Adapters,
     pub(crate) training: jobs::train::Desk,
     pub(crate) ingesting: Semaphore,
+    pub(crate) copying: Semaphore,
     pub(crate) inference: Inference,
     noting: tokio::sync::Mutex<()>,
     pub(crate) refusals: Refusals,
@@ -137,6 +138,7 @@ impl App {
             adapters: Adapters::default(),
             training: jobs::train::Desk::default(),
             ingesting: Semaphore::new(1),
+            copying: Semaphore::new(1),
             inference,
             noting: tokio::sync::Mutex::default(),
             refusals: Refusals::default(),
@@ -256,6 +258,17 @@ impl App {
             Action::AuditTail { count } => acts::audit_tail(self, count).await,
             Action::AuditExport { files } => crate::trail::export(self, files, draft).await,
             Action::AuditVerify { known, progress } => acts::audit_verify(self, known, progress).await,
+            Action::UnsealShares { shares } => acts::unseal_shares(self, shares, draft).await,
+            Action::KeysStatus => keys::status(self).await,
+            Action::KeysRotate => keys::rotate(self, draft).await,
+            Action::KeysRekey(rekey) => keys::rekey(self, rekey, draft).await,
+            Action::KeysEscrow { files } => keys::escrow(self, files, draft).await,
+            Action::ClientErase { client, reason } => clients::erase(self, client, reason, draft).await,
+            Action::ClientHold { client, held } => clients::hold(self, client, held, draft).await,
+            Action::ClientExport { client, files } => clients::export(self, client, files, draft).await,
+            Action::BackupCreate { index, files } => backups::create(self, index, files, draft).await,
+            Action::BackupDrill { shares } => backups::drill(self, shares, draft).await,
+            Action::Doctor => crate::doctor::run(self).await,
             Action::Chat(call) | Action::Complete(call) => {
                 Ok(Acted::outside(Reply::Answer(inference::answer(self, actor, *call).await?)))
             }

@@ -22,6 +22,9 @@ const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// Where the system's configuration is.
 pub const SYSTEM_FILE: &str = "/etc/empathd/empathd.toml";
 
+/// Name of the credential that unseals the store.
+const CREDENTIAL: &str = "empathd.unseal";
+
 /// File name of the model of embeddings that is used when it is there.
 const EMBEDDER: &str = "all-MiniLM-L6-v2/model.safetensors";
 
@@ -59,6 +62,8 @@ pub enum ConfigError {
 pub struct Config {
     /// State folder.
     pub state: PathBuf,
+    /// Where systemd puts the credential that unseals the store, when the unit loads one.
+    pub credential: Option<PathBuf>,
     /// The API.
     pub api: Api,
     /// The admin socket.
@@ -469,8 +474,11 @@ impl Config {
         let admin = raw.admin.check(socket_in_state("admin.sock"))?;
         let state = overrides.state.clone().or(raw.store.folder).unwrap_or_else(|| "/var/lib/empathd".into());
         let engine = raw.engine.check(socket_in_state("engine.sock"), &overrides)?;
+        // The folder is systemd's word that the unit loads credentials; which ones is seen by looking.
+        let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join(CREDENTIAL));
         Ok(Self {
             state,
+            credential: credential.filter(|path| path.is_file()),
             api: raw.api.check(&overrides)?,
             admin,
             engine,
