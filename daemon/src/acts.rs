@@ -132,7 +132,7 @@ pub(crate) async fn unseal_by_credential(app: &Arc<App>) {
     match done {
         Ok(()) => tracing::info!("unsealed by the credential of the service"),
         Err(problem) => {
-            tracing::error!(code = %problem.code, detail = %problem.detail, "the credential did not unseal the store");
+            tracing::error!(code = %problem.code, "the credential did not unseal the store");
             app.refusals.push(AuditDraft { outcome: Outcome::Denied(problem.code), ..draft });
         }
     }

@@ -19,6 +19,7 @@ use empathd_proto::admin::{AdminReply, EngineState, SealState};
 use empathd_proto::audit::{ActionKind, AuditObject, Outcome, Principal};
 use empathd_proto::chat::ModelList;
 use empathd_proto::generate::Embedded;
+use empathd_proto::keys::Care;
 use empathd_proto::problem::{ErrorCode, Problem};
 use empathd_store::{AuditDraft, Entropy, KdfCost};
 use std::net::SocketAddr;
@@ -377,6 +378,12 @@ impl App {
         let records = store.read(|reader| reader.record_count()).ok()?;
         let entries = store.checkpoint().ok()?.verify().ok()?.size;
         Some((records, entries))
+    }
+
+    /// When copies were last made; `None` while sealed.
+    #[must_use]
+    pub fn care(&self) -> Option<Care> {
+        crate::care::report(&*self.vault.unsealed().ok()?).ok()
     }
 
     /// The newest audit checkpoint for the header `Empathd-Audit-Checkpoint`: the signed note in base64.

@@ -14,7 +14,7 @@ fn source(name: &str, words: &str) -> String {
         turn("user", format!("I have not slept well for weeks, and {words} is on my mind.")),
         turn("assistant", "That sounds exhausting. Tell me what a usual night looks like for you.".to_owned()),
     ];
-    format!("{{\"client_id\":\"{name}\",\"messages\":[{}]}}\n", turns.join(","))
+    format!("{{\"dialogue_id\":\"{name}\",\"messages\":[{}]}}\n", turns.join(","))
 }
 
 fn ingest(stage: &Stage, appliance: &Appliance) {
@@ -35,7 +35,9 @@ fn restore(stage: &Stage, state: &str, backups: &[&str], key_file: &str) -> Resu
     let mut command = Command::new(&stage.launch.programs.daemon);
     command.args(["restore", "--dev", "--json", "--state", state, "--key-file", key_file]);
     command.args(["--shares-file", &stage.word("papers"), "--passphrase-file", &stage.word("passphrase")]);
-    backups.iter().for_each(|path| drop(command.args(["--backup", path])));
+    for path in backups {
+        command.args(["--backup", path]);
+    }
     let output = command.output().expect("it runs");
     match output.status.success() {
         true => Ok(serde_json::from_slice(&output.stdout).expect("a document")),
@@ -65,7 +67,7 @@ fn a_client_who_was_erased_does_not_come_back_and_the_other_one_does() {
 
     let refused = restore(&stage, &stage.word("none"), &[&whole, &later], &stage.word("old-keys"));
     assert!(refused.expect_err("an old key file").contains("key file"));
-    for (state, backups) in [("first", &[whole.as_str()][..]), ("both", &[&whole, &later][..])] {
+    for (state, backups) in [("first", &[whole.as_str()][..]), ("both", &[whole.as_str(), later.as_str()][..])] {
         let state = stage.word(state);
         let restored = restore(&stage, &state, backups, &stage.word("keys")).expect("restored");
         assert_eq!(restored["records"], 1, "{restored}");
