@@ -216,21 +216,27 @@ fn storage(error: &io::Error) -> Problem {
 mod tests {
     use super::*;
     use crate::action::Action;
+    use crate::admin::upload::ProgressSink;
     use crate::fixture::{Fixture, NOW_MS, ROOT, ask, passphrase};
     use empathd_proto::audit::{ActionKind, AuditObject};
     use empathd_proto::keys::{CheckState, EraseReason, KEY_FILE, Papers, Rekey};
-    use empathd_store::{DataClass, NewRecord, WriteError};
 
-    /// Puts one record of a client that the source calls so.
-    fn put(app: &App, name: &str, words: &[u8]) {
-        let store = app.vault.unsealed().expect("unsealed");
-        let done = store.change(app.own_draft(ActionKind::Ingest), |writer, _| {
-            let client = writer.client_for(name)?;
-            let content_key = *blake3::hash(words).as_bytes();
-            writer.put_record(NewRecord { client, class: DataClass::Record, content_key, body: words })?;
-            Ok::<_, WriteError>(())
-        });
-        done.expect("put");
+    /// Takes in one conversation of a client that the source calls so.
+    async fn put(app: &Arc<App>, name: &str, words: &str) {
+        let line = format!(
+            concat!(
+                r#"{{"dialogue_id":"{}","messages":[{{"role":"user","content":"I have slept badly for weeks, and {} is on my mind."}},"#,
+                r#"{{"role":"assistant","content":"That sounds exhausting. Tell me what a usual night looks like for you."}}]}}"#
+            ),
+            name, words
+        );
+        let (chunks, upload) = Upload::new(line.len() as u64, u64::MAX);
+        chunks.send(line.into_bytes()).await.expect("taken");
+        drop(chunks);
+        let progress = ProgressSink::default();
+        let ingest = Action::Ingest { file_name: "a.jsonl".into(), upload, dry_run: false, progress };
+        let (reply, _) = ask(app, |_| ingest).await.expect("taken in");
+        assert!(matches!(&reply, AdminReply::Ingested(report) if report.accepted == 1), "{reply:?}");
     }
 
     async fn shares(app: &Arc<App>) -> Vec<Secret> {
@@ -263,12 +269,12 @@ mod tests {
     async fn what_was_erased_stays_out_of_what_is_restored_and_a_key_file_stays_due() {
         let fixture = Fixture::unsealed("").await;
         let app = &fixture.app;
-        put(app, "p:one", b"said by the one");
-        put(app, "p:other", b"said by the other");
+        put(app, "one", "the river").await;
+        put(app, "other", "the orchard").await;
         let papers = shares(app).await;
         let (whole, first, index) = back_up(app, &[]).await;
         assert!(!whole.incremental);
-        put(app, "p:other", b"said by the other again");
+        put(app, "other", "the harvest").await;
         let (part, second, _) = back_up(app, &index).await;
         assert!(part.incremental && part.rows < whole.rows, "{part:?}");
         assert_eq!(state_of(app, "key file").await, CheckState::Fail);
@@ -276,7 +282,7 @@ mod tests {
         assert!(files[KEY_FILE].len() > 100);
         assert_eq!(state_of(app, "key file").await, CheckState::Ok);
 
-        let client = Secret::new("p:one".to_owned());
+        let client = Secret::new("one".to_owned());
         let held = Action::ClientHold { client: client.clone(), held: true };
         app.perform(&ROOT, held).await.expect("held");
         let erase = |client: &Secret| Action::ClientErase { client: client.clone(), reason: EraseReason::Request };
@@ -303,14 +309,14 @@ mod tests {
         let restored = Store::restore(&dir, from, &passphrase(), KdfCost::Light, app.entropy.clone(), draft);
         let (store, restored) = restored.expect("restored");
         assert_eq!((restored.erased, store.read(|reader| reader.record_count()).expect("read")), (1, 2));
-        assert!(store.read(|reader| reader.client("p:one")).expect("read").is_none());
+        assert!(store.read(|reader| reader.client("chat_messages:one")).expect("read").is_none());
     }
 
     #[tokio::test]
     async fn a_drill_restores_everything_leaves_nothing_and_is_told_of() {
         let fixture = Fixture::unsealed("").await;
         let app = &fixture.app;
-        put(app, "p:one", b"said by the one");
+        put(app, "one", "the river").await;
         let papers = shares(app).await;
         assert_eq!(state_of(app, "drill").await, CheckState::Warn);
         let one = Action::BackupDrill { shares: papers[..1].to_vec() };

@@ -77,7 +77,7 @@ fn swap() -> Check {
 
 fn core_dumps() -> Check {
     let next = "Start it as a service: the unit and `empathd serve` forbid them.";
-    let dumpable = !matches!(rustix::process::dumpable_behavior(), Ok(DumpableBehavior::NotDumpable));
+    let dumpable = rustix::process::dumpable_behavior() != Ok(DumpableBehavior::NotDumpable);
     let limit = rustix::process::getrlimit(Resource::Core).maximum;
     match (dumpable, limit) {
         (false, _) | (_, Some(0)) => check("core dumps", CheckState::Ok, "forbidden", ""),
