@@ -7,6 +7,7 @@ use crate::inference::call::{AnswerCall, EmbedCall};
 use empathd_proto::admin::{ApiRole, ImportOptions, TrainOptions};
 use empathd_proto::audit::{ActionKind, SignedCheckpoint};
 use empathd_proto::ids::{AdapterId, JobId};
+use empathd_proto::keys::{EraseReason, Rekey};
 use empathd_proto::secret::Secret;
 
 /// One thing the appliance is asked to do.
@@ -138,6 +139,57 @@ pub enum Action {
     /// Ask for liveness or readiness. Any enrolled certificate, while unsealed. Leaves no trace: it shows no record and
     /// is asked every few seconds.
     Health,
+    /// Bring the keys into memory with recovery shares. Administrators, once there is a store.
+    UnsealShares {
+        /// The shares, as they are on paper.
+        shares: Vec<Secret>,
+    },
+    /// Look at keys and copies. Administrators, while unsealed.
+    KeysStatus,
+    /// Begin a new epoch. Administrators, while unsealed.
+    KeysRotate,
+    /// Exchange, make or take away a way in. Administrators, while unsealed.
+    KeysRekey(Rekey),
+    /// Make a key file. Administrators, while unsealed.
+    KeysEscrow {
+        /// Where it goes.
+        files: FileSink,
+    },
+    /// Erase a client. Administrators, while unsealed.
+    ClientErase {
+        /// Its identifier, or what its source calls it.
+        client: Secret,
+        /// Why.
+        reason: EraseReason,
+    },
+    /// Put a client under a legal hold, or lift it. Administrators, while unsealed.
+    ClientHold {
+        /// Its identifier, or what its source calls it.
+        client: Secret,
+        /// Whether it is to be held.
+        held: bool,
+    },
+    /// Give a client's whole record. Administrators, while unsealed.
+    ClientExport {
+        /// Its identifier, or what its source calls it.
+        client: Secret,
+        /// Where its files go.
+        files: FileSink,
+    },
+    /// Make and check a backup. Administrators, while unsealed.
+    BackupCreate {
+        /// Index of the backup to go on from; empty for a whole one.
+        index: Upload,
+        /// Where it goes.
+        files: FileSink,
+    },
+    /// Restore into a scratch folder and check. Administrators, while unsealed.
+    BackupDrill {
+        /// Recovery shares, as they are on paper.
+        shares: Vec<Secret>,
+    },
+    /// Go through the checklist. Any local user, in any state.
+    Doctor,
     /// Anything that is not in this list. Nobody may; the refusal is recorded.
     Unknown,
 }
@@ -186,6 +238,18 @@ impl Action {
             Action::Embed(_) => ActionKind::Embed,
             Action::ModelList => ActionKind::ModelList,
             Action::Metrics => ActionKind::Metrics,
+            Action::UnsealShares { .. } => ActionKind::Unseal,
+            Action::KeysStatus => ActionKind::KeysStatus,
+            Action::KeysRotate => ActionKind::KeysRotate,
+            Action::KeysRekey(_) => ActionKind::KeysRekey,
+            Action::KeysEscrow { .. } => ActionKind::KeysEscrow,
+            Action::ClientErase { .. } => ActionKind::ClientErase,
+            Action::ClientHold { held: true, .. } => ActionKind::ClientHold,
+            Action::ClientHold { held: false, .. } => ActionKind::ClientRelease,
+            Action::ClientExport { .. } => ActionKind::ClientExport,
+            Action::BackupCreate { .. } => ActionKind::BackupCreate,
+            Action::BackupDrill { .. } => ActionKind::BackupDrill,
+            Action::Doctor => ActionKind::Doctor,
             Action::Unknown => ActionKind::Unknown,
         }
     }
@@ -196,7 +260,7 @@ impl Action {
         match actor {
             Actor::Stranger { .. } => false,
             Actor::Appliance => matches!(self, Action::AdapterPromote { .. }),
-            Actor::LocalUser { role: AdminRole::Observer, .. } => matches!(self, Action::Status),
+            Actor::LocalUser { role: AdminRole::Observer, .. } => matches!(self, Action::Status | Action::Doctor),
             Actor::LocalUser { role: AdminRole::Administrator, .. } => {
                 !self.is_of_the_api() && !matches!(self, Action::Unknown)
             }
@@ -236,8 +300,8 @@ impl Action {
     #[must_use]
     pub fn needs(&self) -> Needs {
         match self {
-            Action::Status | Action::Init { .. } | Action::Unknown => Needs::Nothing,
-            Action::Unseal { .. } => Needs::Initialised,
+            Action::Status | Action::Doctor | Action::Init { .. } | Action::Unknown => Needs::Nothing,
+            Action::Unseal { .. } | Action::UnsealShares { .. } => Needs::Initialised,
             _ => Needs::Unsealed,
         }
     }
@@ -307,6 +371,18 @@ mod tests {
             (Action::ModelList, "e", Unsealed),
             (Action::Metrics, "em", Unsealed),
             (Action::Health, "em", Unsealed),
+            (Action::UnsealShares { shares: Vec::new() }, "a", Initialised),
+            (Action::KeysStatus, "a", Unsealed),
+            (Action::KeysRotate, "a", Unsealed),
+            (Action::KeysRekey(Rekey::Shares), "a", Unsealed),
+            (Action::KeysEscrow { files: FileSink::default() }, "a", Unsealed),
+            (Action::ClientErase { client: secret(), reason: EraseReason::Order }, "a", Unsealed),
+            (Action::ClientHold { client: secret(), held: true }, "a", Unsealed),
+            (Action::ClientHold { client: secret(), held: false }, "a", Unsealed),
+            (Action::ClientExport { client: secret(), files: FileSink::default() }, "a", Unsealed),
+            (Action::BackupCreate { index: upload(), files: FileSink::default() }, "a", Unsealed),
+            (Action::BackupDrill { shares: Vec::new() }, "a", Unsealed),
+            (Action::Doctor, "sa", Nothing),
             (Action::Unknown, "", Nothing),
         ]
     }

@@ -9,14 +9,14 @@ use crate::certs::{
 };
 use crate::engine::{Embedder, Ready};
 use crate::problem::{self, Fault};
-use crate::{adapters, inference, jobs};
+use crate::{adapters, care, inference, jobs, keys};
 use empathd_proto::admin::{
     AdminReply, ApiRole, AuditVerdict, EmbedderState, MAX_AUDIT_TAIL, Progress, SealState, StatusReport,
 };
-use empathd_proto::audit::{AuditObject, SignedCheckpoint, verify_consistency};
+use empathd_proto::audit::{ActionKind, AuditObject, Outcome, SignedCheckpoint, verify_consistency};
 use empathd_proto::problem::{ErrorCode, Problem};
 use empathd_proto::secret::Secret;
-use empathd_store::{AuditDraft, Store};
+use empathd_store::{AuditDraft, Store, Unlock};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
@@ -44,6 +44,7 @@ pub(crate) async fn status(app: &Arc<App>) -> Result<Acted, Problem> {
         serving: ready.and_then(|ready| ready.pulse.status()).map(|status| status.serving),
         embedder,
         embedder_problem,
+        care: None,
         uptime_s: app.clock.uptime().as_secs(),
         scrub: app.scrub.report(app.clock.uptime()),
     };
@@ -55,6 +56,7 @@ pub(crate) async fn status(app: &Arc<App>) -> Result<Acted, Problem> {
                 let checkpoint = store.checkpoint().map_err(problem::from_read)?;
                 report.audit_entries = checkpoint.verify().ok().map(|tree| tree.size);
                 report.checkpoint = Some(checkpoint);
+                report.care = Some(care::report(&store)?);
                 Ok(report)
             })
             .await?;
@@ -73,6 +75,21 @@ fn embedder(ready: Option<&Ready>) -> (EmbedderState, Option<String>) {
 }
 
 pub(crate) async fn init(app: &Arc<App>, passphrase: Secret, draft: AuditDraft) -> Result<Acted, Problem> {
+    fit_passphrase(&passphrase)?;
+    let (store, shares) = app
+        .blocking(move |app| {
+            let store = app.vault.create(&passphrase, draft)?;
+            let draft = AuditDraft { action: ActionKind::KeysRekey, ..draft };
+            let shares = store.recovery_shares(draft).map_err(problem::from_key)?;
+            Ok((store, keys::papers(&shares)))
+        })
+        .await?;
+    opened(app).await?;
+    Ok(Acted::recorded(AdminReply::Initialised { store: store.id(), shares }))
+}
+
+/// Whether a passphrase may open a store from now on.
+pub(crate) fn fit_passphrase(passphrase: &Secret) -> Result<(), Problem> {
     let chars = passphrase.expose().chars().count();
     if passphrase.expose().len() > PASSPHRASE_BYTES_MAX {
         let detail = format!("The passphrase is longer than {PASSPHRASE_BYTES_MAX} bytes.");
@@ -82,15 +99,44 @@ pub(crate) async fn init(app: &Arc<App>, passphrase: Secret, draft: AuditDraft) 
         let detail = format!("The passphrase has {chars} characters, at least {PASSPHRASE_CHARS_MIN} are needed.");
         return Err(Problem::new(ErrorCode::BadRequest, detail, "Choose a longer one: several words are best."));
     }
-    let store = app.blocking(move |app| app.vault.create(&passphrase, draft)).await?;
-    opened(app).await?;
-    Ok(Acted::recorded(AdminReply::Initialised { store: store.id() }))
+    Ok(())
 }
 
 pub(crate) async fn unseal(app: &Arc<App>, passphrase: Secret, draft: AuditDraft) -> Result<Acted, Problem> {
-    app.blocking(move |app| app.vault.unseal(&passphrase, draft)).await?;
+    app.blocking(move |app| app.vault.unseal(Unlock::Passphrase(&passphrase), draft)).await?;
     opened(app).await?;
     Ok(Acted::recorded(AdminReply::Ok))
+}
+
+pub(crate) async fn unseal_shares(app: &Arc<App>, shares: Vec<Secret>, draft: AuditDraft) -> Result<Acted, Problem> {
+    let shares = keys::shares(&shares)?;
+    app.blocking(move |app| app.vault.unseal(Unlock::Shares(&shares), draft)).await?;
+    opened(app).await?;
+    Ok(Acted::recorded(AdminReply::Ok))
+}
+
+/// Unseals with the credential that the service was started with, if there is one and the store knows it. The appliance
+/// stays sealed when that fails: a person can still unseal it.
+pub(crate) async fn unseal_by_credential(app: &Arc<App>) {
+    if app.config.credential.is_none() || app.vault.state() != SealState::Sealed {
+        return;
+    }
+    let draft = app.own_draft(ActionKind::Unseal);
+    let unsealed = app.blocking(move |app| {
+        let credential = keys::credential(app)?;
+        app.vault.unseal(Unlock::Credential(&credential), draft)
+    });
+    let done = match unsealed.await {
+        Ok(_) => opened(app).await,
+        Err(problem) => Err(problem),
+    };
+    match done {
+        Ok(()) => tracing::info!("unsealed by the credential of the service"),
+        Err(problem) => {
+            tracing::error!(code = %problem.code, "the credential did not unseal the store");
+            app.refusals.push(AuditDraft { outcome: Outcome::Denied(problem.code), ..draft });
+        }
+    }
 }
 
 /// What follows the keys into memory: waiting refusals, jobs that a stop left running, the active adapter.
@@ -113,6 +159,8 @@ async fn opened(app: &Arc<App>) -> Result<(), Problem> {
 pub(crate) async fn seal(app: &Arc<App>, draft: AuditDraft) -> Result<Acted, Problem> {
     jobs::train::pause(app).await;
     adapters::forget(app).await;
+    // A drill under way leaves nothing in the state folder before the stop is sealed.
+    let _alone = app.copying.acquire().await;
     let sealed = app.blocking(move |app| app.vault.seal(draft)).await;
     inference::close(app).await;
     sealed?;

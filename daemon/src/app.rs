@@ -13,13 +13,14 @@ use crate::problem;
 use crate::refusals::Refusals;
 use crate::scrub::Scrub;
 use crate::vault::Vault;
-use crate::{acts, inference};
+use crate::{acts, backups, clients, inference, keys};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use empathd_proto::admin::{AdminReply, EngineState, SealState};
 use empathd_proto::audit::{ActionKind, AuditObject, Outcome, Principal};
 use empathd_proto::chat::ModelList;
 use empathd_proto::generate::Embedded;
+use empathd_proto::keys::Care;
 use empathd_proto::problem::{ErrorCode, Problem};
 use empathd_store::{AuditDraft, Entropy, KdfCost};
 use std::net::SocketAddr;
@@ -37,6 +38,7 @@ pub struct App {
     pub(crate) adapters: Adapters,
     pub(crate) training: jobs::train::Desk,
     pub(crate) ingesting: Semaphore,
+    pub(crate) copying: Semaphore,
     pub(crate) inference: Inference,
     noting: tokio::sync::Mutex<()>,
     pub(crate) refusals: Refusals,
@@ -139,6 +141,7 @@ impl App {
             adapters: Adapters::default(),
             training: jobs::train::Desk::default(),
             ingesting: Semaphore::new(1),
+            copying: Semaphore::new(1),
             inference,
             noting: tokio::sync::Mutex::default(),
             refusals: Refusals::default(),
@@ -259,6 +262,17 @@ impl App {
             Action::AuditTail { count } => acts::audit_tail(self, count).await,
             Action::AuditExport { files } => crate::trail::export(self, files, draft).await,
             Action::AuditVerify { known, progress } => acts::audit_verify(self, known, progress).await,
+            Action::UnsealShares { shares } => acts::unseal_shares(self, shares, draft).await,
+            Action::KeysStatus => keys::status(self).await,
+            Action::KeysRotate => keys::rotate(self, draft).await,
+            Action::KeysRekey(rekey) => keys::rekey(self, rekey, draft).await,
+            Action::KeysEscrow { files } => keys::escrow(self, files, draft).await,
+            Action::ClientErase { client, reason } => clients::erase(self, client, reason, draft).await,
+            Action::ClientHold { client, held } => clients::hold(self, client, held, draft).await,
+            Action::ClientExport { client, files } => clients::export(self, client, files, draft).await,
+            Action::BackupCreate { index, files } => backups::create(self, index, files, draft).await,
+            Action::BackupDrill { shares } => backups::drill(self, shares, draft).await,
+            Action::Doctor => crate::doctor::run(self).await,
             Action::Chat(call) | Action::Complete(call) => {
                 Ok(Acted::outside(Reply::Answer(inference::answer(self, actor, *call).await?)))
             }
@@ -367,6 +381,12 @@ impl App {
         let records = store.read(|reader| reader.record_count()).ok()?;
         let entries = store.checkpoint().ok()?.verify().ok()?.size;
         Some((records, entries))
+    }
+
+    /// When copies were last made; `None` while sealed.
+    #[must_use]
+    pub fn care(&self) -> Option<Care> {
+        crate::care::report(&*self.vault.unsealed().ok()?).ok()
     }
 
     /// The newest audit checkpoint for the header `Empathd-Audit-Checkpoint`: the signed note in base64.

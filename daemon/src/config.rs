@@ -22,6 +22,9 @@ const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// Where the system's configuration is.
 pub const SYSTEM_FILE: &str = "/etc/empathd/empathd.toml";
 
+/// Name of the credential that unseals the store.
+const CREDENTIAL: &str = "empathd.unseal";
+
 /// File name of the model of embeddings that is used when it is there.
 const EMBEDDER: &str = "all-MiniLM-L6-v2/model.safetensors";
 
@@ -61,6 +64,8 @@ pub struct Config {
     pub state: PathBuf,
     /// Bytes of the store that are authenticated in the background each second; 0 for none.
     pub scrub_bytes_s: u64,
+    /// Where systemd puts the credential that unseals the store, when the unit loads one.
+    pub credential: Option<PathBuf>,
     /// The API.
     pub api: Api,
     /// The admin socket.
@@ -473,9 +478,12 @@ impl Config {
         let state = overrides.state.clone().or(raw.store.folder).unwrap_or_else(|| "/var/lib/empathd".into());
         let engine = raw.engine.check(socket_in_state("engine.sock"), &overrides)?;
         let scrub_kib_s = within("store.scrub_kib_s", raw.store.scrub_kib_s.unwrap_or(1024), 0..=1024 * 1024)?;
+        // The folder is systemd's word that the unit loads credentials; which ones is seen by looking.
+        let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join(CREDENTIAL));
         Ok(Self {
             state,
             scrub_bytes_s: scrub_kib_s * 1024,
+            credential: credential.filter(|path| path.is_file()),
             api: raw.api.check(&overrides)?,
             admin,
             engine,

@@ -1,22 +1,27 @@
 //! An appliance for tests: a real store in a scratch folder, a clock that stands still, and an engine that is played by
 //! the test at the other end of a socket pair.
 
+use crate::action::Action;
 use crate::actor::{Actor, AdminRole};
-use crate::app::App;
+use crate::admin::upload::{FilePart, FileSink};
+use crate::app::{App, Reply};
 use crate::clock::{Clock, OsEntropy};
 use crate::config::{Config, Overrides};
 use crate::engine::link::Link;
 use crate::engine::{Engine, Ready, View};
 use crate::inference::call::{AnswerCall, Client, Form, Question, Turn};
 use crate::wire;
+use empathd_proto::admin::AdminReply;
 use empathd_proto::engine::{BaseModel, FromEngine, FromEngineBody, ToEngine, ToEngineBody};
+use empathd_proto::problem::Problem;
 use empathd_proto::secret::Secret;
 use empathd_store::KdfCost;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// The root user.
 pub(crate) const ROOT: Actor = Actor::LocalUser { uid: 0, role: AdminRole::Administrator };
@@ -54,6 +59,30 @@ pub(crate) struct Fixture {
     pub(crate) clock: Arc<Still>,
     view: watch::Sender<View>,
     epoch: u64,
+}
+
+/// Performs an action of an administrator and gives its answer, with the files that came before it.
+pub(crate) async fn ask(
+    app: &Arc<App>,
+    action: impl FnOnce(FileSink) -> Action,
+) -> Result<(AdminReply, BTreeMap<String, Vec<u8>>), Problem> {
+    let (sender, mut parts) = mpsc::channel(1);
+    let gathered = tokio::spawn(async move {
+        let (mut files, mut last) = (BTreeMap::<String, Vec<u8>>::new(), String::new());
+        while let Some(part) = parts.recv().await {
+            match part {
+                FilePart::Begin { path, .. } => last = path,
+                FilePart::Chunk(chunk) => files.entry(last.clone()).or_default().extend(chunk),
+            }
+        }
+        files
+    });
+    let done = app.perform(&ROOT, action(FileSink::new(sender))).await;
+    let files = gathered.await.expect("gathered");
+    match done? {
+        Reply::Admin(reply) => Ok((*reply, files)),
+        _ => panic!("a reply of another kind"),
+    }
 }
 
 /// A short, deterministic chat of one message.
@@ -96,7 +125,7 @@ impl Fixture {
     /// One that is unsealed.
     pub(crate) async fn unsealed(settings: &str) -> Self {
         let fixture = Self::new(settings);
-        let init = crate::action::Action::Init { passphrase: passphrase() };
+        let init = Action::Init { passphrase: passphrase() };
         fixture.app.perform(&ROOT, init).await.expect("init");
         fixture
     }

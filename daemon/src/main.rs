@@ -2,9 +2,10 @@
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use empathd::clock::OsEntropy;
+use empathd::clock::{OsEntropy, SystemClock};
 use empathd::config::{Config, Overrides, SYSTEM_FILE};
 use empathd::engine::supervisor::Whereabouts;
+use empathd::restore;
 use empathd::serve::{self, Manner};
 use empathd::telemetry::{self, Sink};
 use empathd::verify;
@@ -72,12 +73,40 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make a store in a fresh state folder out of backups, the newest key file and two recovery shares.
+    Restore(RestoreArgs),
     /// Check the configuration and say what is wrong with it.
     CheckConfig {
         /// Configuration.
         #[arg(long, value_name = "FILE", default_value = SYSTEM_FILE)]
         config: PathBuf,
     },
+}
+
+/// What a store is restored from.
+#[derive(clap::Args)]
+struct RestoreArgs {
+    /// State folder of the new store; made when it is missing.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// A whole backup, then those that go on from it, in order.
+    #[arg(long, required = true, value_name = "FILE")]
+    backup: Vec<PathBuf>,
+    /// The newest key file.
+    #[arg(long, value_name = "FILE")]
+    key_file: PathBuf,
+    /// File with recovery shares, parted by empty lines; repeat it for shares in several files.
+    #[arg(long, required = true, value_name = "FILE")]
+    shares_file: Vec<PathBuf>,
+    /// File with the new store's passphrase on its first line.
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: PathBuf,
+    /// Make it cheap to try a passphrase, as in trials.
+    #[arg(long)]
+    dev: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Exit code when a state does not fit, as empathctl has it for integrity.
@@ -88,6 +117,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Some(Command::Serve { config }) => serve(&config),
         Some(Command::Verify { state, passphrase_file, json }) => check_state(&state, &passphrase_file, json),
+        Some(Command::Restore(args)) => restored(&args),
         Some(Command::CheckConfig { config }) => check_config(&config),
         None => dev(cli.trial),
     };
@@ -99,9 +129,19 @@ fn main() -> ExitCode {
 
 fn serve(file: &std::path::Path) -> anyhow::Result<ExitCode> {
     let config = Config::read(file, Overrides::default())?;
+    forbid_core_dumps()?;
     telemetry::init(Sink::Journal, LOG_FILTER)?;
     let engine = Whereabouts::Service(config.engine.socket.clone());
     run(config, Manner { engine, cost: KdfCost::Server, announce: false })
+}
+
+/// A crash writes no memory to the disk, and no other process of this user may look into this one. A trial stays open for
+/// whoever wants to look.
+fn forbid_core_dumps() -> anyhow::Result<()> {
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    rustix::process::setrlimit(rustix::process::Resource::Core, none).context("core dumps cannot be forbidden")?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .context("core dumps cannot be forbidden")
 }
 
 fn dev(trial: Trial) -> anyhow::Result<ExitCode> {
@@ -130,6 +170,19 @@ fn check_state(state: &std::path::Path, passphrase_file: &std::path::Path, json:
     let verdict = verify::run(state, passphrase_file, json, Arc::new(OsEntropy))?;
     println!("{}", verdict.text);
     Ok(if verdict.clean { ExitCode::SUCCESS } else { ExitCode::from(EXIT_ALTERED) })
+}
+
+fn restored(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
+    let cost = if args.dev { KdfCost::Light } else { KdfCost::Server };
+    let from = restore::From {
+        state: &args.state,
+        backups: &args.backup,
+        key_file: &args.key_file,
+        shares_files: &args.shares_file,
+        passphrase_file: &args.passphrase_file,
+    };
+    println!("{}", restore::run(&from, cost, args.json, &SystemClock::start(), Arc::new(OsEntropy))?);
+    Ok(ExitCode::SUCCESS)
 }
 
 fn check_config(file: &std::path::Path) -> anyhow::Result<ExitCode> {

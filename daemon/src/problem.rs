@@ -2,7 +2,7 @@
 //! text already says both; none of it can hold clinical text.
 
 use empathd_proto::problem::{ErrorCode, Problem};
-use empathd_store::{CreateError, OpenError, ReadError, SealError, UnsealError, WriteError};
+use empathd_store::{CreateError, KeyError, OpenError, ReadError, RestoreError, SealError, UnsealError, WriteError};
 
 /// A problem on its way out of a store transaction.
 #[derive(Debug)]
@@ -95,6 +95,28 @@ pub fn from_unseal(error: UnsealError) -> Problem {
         UnsealError::DiskFull | UnsealError::Io(_) => ErrorCode::Storage,
     };
     told(code, &error)
+}
+
+/// Of keys that were not changed.
+#[must_use]
+pub fn from_key(error: KeyError) -> Problem {
+    match error {
+        KeyError::WrongSource => told(ErrorCode::WrongPassphrase, &error),
+        KeyError::Unfit(_) => told(ErrorCode::Conflict, &error),
+        KeyError::Memory => told(ErrorCode::Busy, &error),
+        KeyError::Write(error) => from_write(error),
+    }
+}
+
+/// Of a store that did not come out of a backup.
+#[must_use]
+pub fn from_restore(error: RestoreError) -> Problem {
+    match error {
+        RestoreError::Create(error) => from_create(error),
+        RestoreError::OldKeyFile | RestoreError::Chain => told(ErrorCode::Conflict, &error),
+        RestoreError::Newer => told(ErrorCode::StoreVersion, &error),
+        RestoreError::Integrity(_) => told(ErrorCode::Integrity, &error),
+    }
 }
 
 /// Of a store that could not be made.

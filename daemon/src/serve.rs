@@ -1,8 +1,10 @@
 //! From a configuration to a running appliance, and to its orderly stop. What the parts do is not known here.
 
+use crate::acts;
 use crate::adapters;
 use crate::admin;
 use crate::app::App;
+use crate::backups;
 use crate::clock::{OsEntropy, SystemClock};
 use crate::config::{Config, EnginePlace};
 use crate::engine::supervisor::{self, Models, Whereabouts};
@@ -64,6 +66,8 @@ pub async fn run(config: Config, manner: Manner) -> anyhow::Result<()> {
     let (clock, entropy) = (Arc::new(SystemClock::start()), Arc::new(OsEntropy));
     let app = App::new(config, clock, entropy, manner.cost, Engine::new(engine))?;
     app.set_api(api.local_addr()?);
+    backups::sweep(&app.config.state);
+    acts::unseal_by_credential(&app).await;
     if manner.announce {
         announce(&app)?;
     }
@@ -108,7 +112,7 @@ fn models(place: &EnginePlace) -> Models {
 }
 
 /// The state folder, for this process alone: the lock is on the folder itself and leaves no file.
-fn claim(state: &Path) -> anyhow::Result<OwnedFd> {
+pub(crate) fn claim(state: &Path) -> anyhow::Result<OwnedFd> {
     let shown = state.display();
     std::fs::DirBuilder::new()
         .recursive(true)

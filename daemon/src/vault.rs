@@ -7,7 +7,7 @@ use empathd_proto::admin::{CertSummary, SealState};
 use empathd_proto::audit::{ActionKind, AuditObject, Outcome, Principal, PrincipalKind};
 use empathd_proto::problem::{ErrorCode, Problem};
 use empathd_proto::secret::Secret;
-use empathd_store::{AuditDraft, Entropy, KdfCost, Store};
+use empathd_store::{AuditDraft, Entropy, KdfCost, Store, Unlock};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 pub(crate) struct Vault {
     folder: PathBuf,
     server_names: Vec<String>,
-    cost: KdfCost,
+    pub(crate) cost: KdfCost,
     entropy: Arc<dyn Entropy>,
     store: RwLock<Option<Arc<Store>>>,
     opened: RwLock<Option<Opened>>,
@@ -93,10 +93,10 @@ impl Vault {
     }
 
     /// Brings the keys into memory.
-    pub(crate) fn unseal(&self, passphrase: &Secret, audit: AuditDraft) -> Result<Arc<Store>, Problem> {
+    pub(crate) fn unseal(&self, with: Unlock<'_>, audit: AuditDraft) -> Result<Arc<Store>, Problem> {
         let store = self.store()?;
         let at_ms = audit.at_ms;
-        store.unseal(passphrase, audit).map_err(problem::from_unseal)?;
+        store.unseal_with(with, audit).map_err(problem::from_unseal)?;
         if let Err(problem) = self.open(&store, at_ms) {
             // Half open is worse than sealed.
             let failed = Outcome::Failed(problem.code);

@@ -33,7 +33,7 @@ pub fn run(state: &Path, passphrase_file: &Path, as_json: bool, entropy: Arc<dyn
 }
 
 /// The first line of a file.
-fn passphrase(file: &Path) -> anyhow::Result<Secret> {
+pub(crate) fn passphrase(file: &Path) -> anyhow::Result<Secret> {
     let mut text = Zeroizing::new(String::new());
     let opened = std::fs::File::open(file).and_then(|file| file.take(PASSPHRASE_BYTES_MAX).read_to_string(&mut text));
     opened.with_context(|| format!("the passphrase file {} cannot be read", file.display()))?;

@@ -5,6 +5,10 @@
 use crate::audit::{AuditEntry, SignedCheckpoint};
 use crate::engine::ServingStatus;
 use crate::ids::{AdapterId, DatasetId, JobId, StoreId};
+use crate::keys::{
+    BackupSummary, Check, ClientExportSummary, Drill, EraseReason, ErasureSummary, EscrowSummary, KeysReport, Papers,
+    Rekey,
+};
 use crate::problem::Problem;
 use crate::record::{Domain, words};
 use crate::report::{AdapterSummary, DatasetSummary, IngestReport, TrainProgress, TrainStatus};
@@ -147,6 +151,51 @@ pub enum AdminRequest {
         /// The newest checkpoint this tool has seen.
         known: Option<SignedCheckpoint>,
     },
+    /// Bring the keys into memory with two or three recovery shares.
+    UnsealShares {
+        /// The shares, as they are on paper.
+        shares: Vec<Secret>,
+    },
+    /// How keys and the copies of them stand.
+    KeysStatus,
+    /// Begin a new epoch: every data key is wrapped again.
+    KeysRotate,
+    /// Exchange, make or take away a way in.
+    KeysRekey(Rekey),
+    /// Make a key file. Answered with one [`FromDaemon::File`] and its chunks.
+    KeysEscrow,
+    /// Erase a client for good.
+    ClientErase {
+        /// The client: its identifier, or what its source calls it.
+        client: Secret,
+        /// Why.
+        reason: EraseReason,
+    },
+    /// Put a client under a legal hold, which blocks erasure, or lift it.
+    ClientHold {
+        /// The client: its identifier, or what its source calls it.
+        client: Secret,
+        /// Whether it is to be held.
+        held: bool,
+    },
+    /// Give a client's whole record. Answered with [`FromDaemon::File`]s and their chunks.
+    ClientExport {
+        /// The client: its identifier, or what its source calls it.
+        client: Secret,
+    },
+    /// Make and check a backup. Followed by an upload: the index of the backup to go on from, empty for a whole one.
+    /// Answered with two [`FromDaemon::File`]s, the backup and its index.
+    BackupCreate {
+        /// Bytes of the index that will follow.
+        index_bytes: u64,
+    },
+    /// Restore the present state into a scratch folder, check all of it and remove it.
+    BackupDrill {
+        /// Two or three recovery shares, as they are on paper.
+        shares: Vec<Secret>,
+    },
+    /// The observer's checklist. Answered to anyone on the machine, also when sealed.
+    Doctor,
 }
 
 /// Most entries of one tail.
@@ -207,6 +256,8 @@ pub enum AdminReply {
     Initialised {
         /// The new store.
         store: StoreId,
+        /// The recovery shares, shown this once.
+        shares: Papers,
     },
     /// To `Unseal`, `Seal` and other requests that need no more.
     Ok,
@@ -244,6 +295,22 @@ pub enum AdminReply {
     AuditVerified(AuditVerdict),
     /// To `AuditExport`, behind the last file.
     AuditExported(TrailSummary),
+    /// To `KeysStatus`.
+    Keys(KeysReport),
+    /// To `KeysRekey` with [`Rekey::Shares`]: the recovery shares, shown this once.
+    Shares(Papers),
+    /// To `KeysEscrow`, behind the file.
+    Escrowed(EscrowSummary),
+    /// To `ClientErase`.
+    Erased(ErasureSummary),
+    /// To `ClientExport`, behind the last file.
+    ClientExported(ClientExportSummary),
+    /// To `BackupCreate`, behind the last file.
+    BackedUp(BackupSummary),
+    /// To `BackupDrill`.
+    Drilled(Drill),
+    /// To `Doctor`.
+    Checklist(Vec<Check>),
 }
 
 /// Everything that is known of a training job.
@@ -313,6 +380,8 @@ pub struct StatusReport {
     pub embedder: EmbedderState,
     /// Why there is no model of embeddings, when one is configured.
     pub embedder_problem: Option<String>,
+    /// When copies were last made, and whether a new key file is due; absent while sealed.
+    pub care: Option<crate::keys::Care>,
     /// Seconds since start.
     pub uptime_s: u64,
     /// What the scrub of the store has seen; absent until there is something to tell.

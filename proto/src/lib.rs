@@ -20,6 +20,7 @@ pub mod admin;
 pub mod chat;
 pub mod engine;
 pub mod generate;
+pub mod keys;
 pub mod manifest;
 pub mod train;
 

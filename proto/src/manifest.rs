@@ -1,4 +1,4 @@
-//! The manifest of an exported adapter: which files there are, their SHA-256, and who signed it. It knows nothing of what
+//! The manifest of an export, of an adapter or of a client's record: which files there are, their SHA-256, and who signed it. It knows nothing of what
 //! the files mean; whoever verifies needs no appliance.
 //!
 //! `manifest.sig` holds the 64 bytes of an Ed25519 signature (RFC 8032) over the bytes of `manifest.json` as they lie on the
@@ -38,6 +38,22 @@ pub struct FileFacts {
 }
 
 impl FileFacts {
+    /// Of what can be read to its end.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(from: &mut dyn std::io::Read) -> std::io::Result<Self> {
+        let (mut hash, mut bytes, mut part) = (Sha256::new(), 0, vec![0; 64 * 1024]);
+        loop {
+            let taken = from.read(&mut part)?;
+            if taken == 0 {
+                return Ok(Self { bytes, sha256: hex(&hash.finalize()) });
+            }
+            hash.update(&part[..taken]);
+            bytes += taken as u64;
+        }
+    }
+
     /// Of these bytes.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
@@ -67,8 +83,12 @@ impl Signer {
 pub struct Index {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// The adapter generation, as its store calls it.
+    /// The adapter generation, as its store calls it; absent in exports of something else.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub adapter: String,
+    /// The client, as the store calls it, when it is a client's record.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub client: String,
     /// Who signed.
     pub signed_by: Signer,
     /// Every file but the manifest and its signature, by its path.
@@ -140,7 +160,7 @@ mod tests {
         let key = SigningKey::from_bytes(&[5; 32]);
         let files = [("experts/crisis/adapter_config.json".to_owned(), FileFacts::of(b"{}"))].into();
         let signed_by = Signer::new(key.verifying_key().as_bytes());
-        let index = Index { schema: SCHEMA, adapter: "adapter_00".into(), signed_by, files };
+        let index = Index { schema: SCHEMA, adapter: "adapter_00".into(), client: String::new(), signed_by, files };
         let manifest = serde_json::to_vec(&index).expect("written");
         let signature = key.sign(&manifest).to_bytes().to_vec();
         (manifest, signature)

@@ -16,6 +16,7 @@ use crate::turn::Ways;
 use crate::writer::{Writer, current_tag};
 use ed25519_dalek::{Signature, Signer};
 use empathd_proto::audit::AuditObject;
+use empathd_proto::keys::EraseReason;
 use empathd_proto::{AdapterId, ClientId, DatasetId, RecordId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -27,6 +28,8 @@ pub struct Tombstone {
     pub client: ClientId,
     /// Wall clock, milliseconds since the Unix epoch.
     pub at_ms: u64,
+    /// Why.
+    pub reason: EraseReason,
     /// The records that were erased: cuts made before still name them.
     pub records: Vec<RecordId>,
     /// Ed25519, by the key that signs checkpoints.
@@ -40,20 +43,37 @@ pub struct Erasure {
     pub tombstone: Tombstone,
     /// Adapters that learned from the client; they are retired for good.
     pub retired: Vec<AdapterId>,
+    /// Cuts that learn from the client: whatever else came out of them has to go, too.
+    pub cuts: Vec<DatasetId>,
     /// Which adapter answers now; `None` is the base model.
     pub active: Option<AdapterId>,
 }
 
 impl Store {
-    /// Erases a client. When it returns, no key that is left opens anything of the client, in the database, its unused
+    /// Erases a client who asked for it. When it returns, no key that is left opens anything of the client, in the database, its unused
     /// pages, or an earlier backup. The entry `audit` names the client and counts the records.
     ///
     /// # Errors
     /// [`WriteError::NotFound`] for an unknown client, [`WriteError::Transition`] under a legal hold; nothing is erased then.
     /// After an error of the disk it is done or not begun, which the next start or change settles.
     pub fn erase_client(&self, client: ClientId, audit: AuditDraft) -> Result<Erasure, WriteError> {
+        self.erase_client_and(client, EraseReason::Request, audit, |_, _| Ok(()))
+    }
+
+    /// As [`Store::erase_client`], for any reason, with what `also` changes in the same transaction.
+    ///
+    /// # Errors
+    /// As [`Store::erase_client`], and those of `also`.
+    pub fn erase_client_and(
+        &self,
+        client: ClientId,
+        reason: EraseReason,
+        audit: AuditDraft,
+        also: impl FnOnce(&mut Writer<'_>, &Erasure) -> Result<(), WriteError>,
+    ) -> Result<Erasure, WriteError> {
         self.turn(audit, Ways::default(), |writer, audit| {
-            let erasure = writer.erase(client, audit.at_ms)?;
+            let erasure = writer.erase(client, reason, audit.at_ms)?;
+            also(writer, &erasure)?;
             audit.object = AuditObject::Client(client);
             audit.count = erasure.tombstone.records.len() as u64;
             Ok(erasure)
@@ -69,7 +89,7 @@ impl Tombstone {
     }
 
     fn signed(&self, keys: &Keys) -> Vec<u8> {
-        let body = format::encode(&(self.client, self.at_ms, &self.records));
+        let body = format::encode(&(self.client, self.at_ms, self.reason, &self.records));
         [b"empathd/tombstone/1".as_slice(), keys.store().as_bytes(), &body].concat()
     }
 }
@@ -95,7 +115,7 @@ impl Writer<'_> {
         Ok(true)
     }
 
-    fn erase(&mut self, client: ClientId, at_ms: u64) -> Result<Erasure, WriteError> {
+    fn erase(&mut self, client: ClientId, reason: EraseReason, at_ms: u64) -> Result<Erasure, WriteError> {
         if self.current_of(Purpose::Client(client, DataClass::Record))?.is_none() {
             return Err(WriteError::NotFound("client"));
         }
@@ -112,21 +132,23 @@ impl Writer<'_> {
             self.delete(Table::Current, &tag, Purpose::Epoch)?;
         }
         self.forget_current(|purpose| matches!(purpose, Purpose::Client(owner, _) if owner == client));
-        let retired = self.erase_traces(client, &records)?;
+        let (retired, cuts) = self.erase_traces(client, &records)?;
         let active = self.history()?.last().copied();
-        let mut tombstone = Tombstone { client, at_ms, records: records.into_iter().collect(), signature: Vec::new() };
+        let mut tombstone =
+            Tombstone { client, at_ms, reason, records: records.into_iter().collect(), signature: Vec::new() };
         tombstone.signature = signing_key(self.keys()).sign(&tombstone.signed(self.keys())).to_bytes().to_vec();
         let key = *client.as_bytes();
         self.put(Table::Tombstones, &key, Purpose::Shared(Shared::Meta), &format::encode(&tombstone))?;
-        Ok(Erasure { tombstone, retired, active })
+        Ok(Erasure { tombstone, retired, cuts, active })
     }
 
-    /// Removes what leads to a client and its records, and retires the adapters that learned from them.
+    /// Removes what leads to a client and its records, and retires the adapters that learned from them. Gives those, and
+    /// the cuts that learn from them.
     pub(crate) fn erase_traces(
         &mut self,
         client: ClientId,
         records: &BTreeSet<RecordId>,
-    ) -> Result<Vec<AdapterId>, WriteError> {
+    ) -> Result<(Vec<AdapterId>, Vec<DatasetId>), WriteError> {
         self.erase_rows(Table::Contents, &|record: RecordId| records.contains(&record))?;
         self.erase_rows(Table::Clients, &|found: ClientId| found == client)?;
         let hold = hold_key(self.keys(), client);
@@ -135,7 +157,8 @@ impl Writer<'_> {
             self.drop_head(Group::Client(client, class))?;
         }
         let learned = self.datasets_with(records)?;
-        self.withdraw_adapters(&learned)
+        let retired = self.withdraw_adapters(&learned)?;
+        Ok((retired, learned.into_iter().collect()))
     }
 
     /// Removes the records that these keys seal.

@@ -90,4 +90,25 @@ mod tests {
         arena.wipe();
         assert!(arena.slots().iter().all(|key| *key == [0; KEY_BYTES]));
     }
+
+    /// What the kernel says of the mapping: `dd` is left out of core dumps, `lo` is locked.
+    #[test]
+    fn the_kernel_keeps_the_page_out_of_core_dumps_and_swap() {
+        let arena = Arena::new().expect("one page");
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("Linux");
+        let address = arena.page.as_ptr().addr();
+        let holds = |line: &str| {
+            let (from, to) = line.split_whitespace().next()?.split_once('-')?;
+            let number = |text| usize::from_str_radix(text, 16).ok();
+            Some((number(from)?..number(to)?).contains(&address))
+        };
+        let mut lines = maps.lines().skip_while(|line| holds(line) != Some(true));
+        let Some(flags) = lines.find_map(|line| line.strip_prefix("VmFlags:")) else {
+            // A kernel in user space, such as gVisor, tells no flags.
+            return assert!(!maps.contains("VmFlags:"), "the page is not mapped");
+        };
+        let has = |flag: &str| flags.split_whitespace().any(|one| one == flag);
+        assert!(has("dd"), "{flags}");
+        assert_eq!(has("lo"), arena.is_locked(), "{flags}");
+    }
 }

@@ -52,9 +52,32 @@ impl Store {
     /// # Errors
     /// [`KeyError`]; earlier shares stay good.
     pub fn recovery_shares(&self, audit: AuditDraft) -> Result<[RecoveryShare; SHARES], KeyError> {
+        self.recovery_shares_and(audit, |_| Ok(()))
+    }
+
+    /// As [`Store::recovery_shares`], with what `also` changes in the same transaction.
+    ///
+    /// # Errors
+    /// As [`Store::recovery_shares`], and those of `also`.
+    pub fn recovery_shares_and(
+        &self,
+        audit: AuditDraft,
+        also: impl FnOnce(&mut Writer<'_>) -> Result<(), WriteError>,
+    ) -> Result<[RecoveryShare; SHARES], KeyError> {
         let (new, shares) = NewSource::shares(&*self.entropy);
-        self.turn(audit, Ways { coming: Some(new), leaving: None }, |_, _| Ok(()))?;
+        self.turn(audit, Ways { coming: Some(new), leaving: None }, |writer, _| also(writer))?;
         Ok(shares)
+    }
+
+    /// The number of the epoch in use: it grows by one with each turn.
+    ///
+    /// # Errors
+    /// [`WriteError::Sealed`], or the keyring is damaged.
+    pub fn epoch_number(&self) -> Result<u64, WriteError> {
+        let opened = self.ready_alone()?;
+        let epochs = self.keyring()?.epochs(&opened.keys.root());
+        let first = epochs.and_then(|epochs| epochs.first().map(|epoch| epoch.number));
+        first.ok_or(WriteError::Integrity("the keyring in memory is damaged"))
     }
 
     /// Lets a credential open the store, in the place of an earlier one; `None` takes the way away.

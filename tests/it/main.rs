@@ -18,6 +18,8 @@ mod smollm2;
 /// A scratch appliance with the tiny model, for the tests that need a whole one.
 mod stage;
 
+/// Backups, key files, erasure and restore with the real programs.
+mod copies;
 /// Curves of training, read by TensorBoard.
 mod curves;
 /// Killed processes, wrong keys, hostile input, a full disk.

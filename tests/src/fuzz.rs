@@ -12,7 +12,9 @@ use empathd_model::tiny;
 use empathd_proto::audit::{AuditEntry, LogCheck, SignedCheckpoint};
 use empathd_proto::engine::{MixtureSpec, ServingSpec};
 use empathd_proto::generate::{Grammar, SamplingSpec};
-use empathd_proto::{admin, chat, engine, frame};
+use empathd_proto::keys::papers_in;
+use empathd_proto::{Secret, admin, chat, engine, frame};
+use empathd_store::RecoveryShare;
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::Write;
 use std::sync::LazyLock;
@@ -53,6 +55,13 @@ pub const TARGETS: &[Target] = &[
         run: sampling,
         seed: || [[0, 0, 128, 63], [0, 0, 0, 63], [9, 2, 3, 1]].concat().repeat(4),
     },
+    Target {
+        name: "backup",
+        run: empathd_store::fuzz_backup,
+        seed: || [&b"EMPATHDR\x01\0\0\0"[..], &[0; 80]].concat(),
+    },
+    Target { name: "key_file", run: empathd_store::fuzz_key_file, seed: key_file },
+    Target { name: "shares", run: shares, seed: || b"# share 1\nAAAAA BBBBB\n\n# share 2\nCCCCC\n".into() },
     Target { name: "lookup", run: lookup, seed: || b"12345123451234567".into() },
 ];
 
@@ -85,6 +94,20 @@ fn returns<T: Serialize + DeserializeOwned + PartialEq>(bytes: &[u8]) {
         let again = serde_json::to_vec(&request).expect("what was read can be written");
         assert!(serde_json::from_slice::<T>(&again).is_ok_and(|found| found == request));
     }
+}
+
+/// A key file as far as its sealed part.
+fn key_file() -> Vec<u8> {
+    [&b"EMPATHDE\x01\0\0\0\x10\0\0\0"[..], &[0; 160]].concat()
+}
+
+/// Recovery shares as somebody typed them.
+fn shares(bytes: &[u8]) {
+    let text = Secret::new(String::from_utf8_lossy(bytes).into_owned());
+    for paper in papers_in(&text) {
+        let _ = RecoveryShare::from_text(&paper);
+    }
+    let _ = RecoveryShare::from_text(&text);
 }
 
 fn requests(bytes: &[u8]) {

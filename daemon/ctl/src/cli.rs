@@ -1,8 +1,9 @@
 //! What can be typed. Only shapes and help texts: the commands are in [`crate::commands`].
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use empathd_proto::admin::{ApiRole, MAX_AUDIT_TAIL};
+use empathd_proto::keys::EraseReason;
 use empathd_proto::record::Domain;
 use empathd_proto::{AdapterId, DatasetId, JobId};
 use std::path::PathBuf;
@@ -55,9 +56,9 @@ pub enum Command {
     /// How the appliance is, and what to do next
     Status,
     /// Create the store; ends unsealed and serving
-    Init(PassphraseArg),
+    Init(InitArgs),
     /// Bring the keys into memory, after every start
-    Unseal(PassphraseArg),
+    Unseal(UnsealArgs),
     /// Take the keys out of memory
     Seal,
     /// Client certificates of the clinic's own authority
@@ -80,6 +81,17 @@ pub enum Command {
     /// Who did what, provably
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Keys: epochs, ways in, key files
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Clients: erase, hold, export
+    #[command(subcommand)]
+    Client(ClientCommand),
+    /// Backups, and the drill that proves that they come back
+    #[command(subcommand)]
+    Backup(BackupCommand),
+    /// Go through what keeps keys and records safe, and what to do next
+    Doctor,
     /// Print completions for a shell
     Completions {
         /// Which
@@ -93,6 +105,139 @@ pub struct PassphraseArg {
     /// Read the passphrase from the first line of this file instead of asking
     #[arg(long, value_name = "FILE")]
     pub passphrase_file: Option<PathBuf>,
+}
+
+/// `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Where the passphrase comes from.
+    #[command(flatten)]
+    pub passphrase: PassphraseArg,
+    /// Write the three recovery shares into this new file instead of showing them; print it, part it, destroy it
+    #[arg(long, value_name = "FILE")]
+    pub shares_file: Option<PathBuf>,
+}
+
+/// Where recovery shares come from: typed without echo, or out of files.
+#[derive(Debug, Args)]
+pub struct SharesArg {
+    /// Read recovery shares from this file, parted by empty lines; repeat it for shares in several files
+    #[arg(long, value_name = "FILE")]
+    pub shares_file: Vec<PathBuf>,
+}
+
+/// `unseal`.
+#[derive(Debug, Args)]
+pub struct UnsealArgs {
+    /// Where the passphrase comes from.
+    #[command(flatten)]
+    pub passphrase: PassphraseArg,
+    /// Ask for two recovery shares instead of the passphrase
+    #[arg(long, conflicts_with = "passphrase_file")]
+    pub shares: bool,
+    /// Where the shares come from.
+    #[command(flatten)]
+    pub shares_from: SharesArg,
+}
+
+/// `keys`.
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Epoch, ways in, and when copies were last made
+    Status,
+    /// Begin a new epoch: every data key is wrapped again, and old copies of the state open nothing
+    Rotate,
+    /// Exchange, make or take away a way in
+    Rekey(RekeyArgs),
+    /// Write a key file: with a backup and two recovery shares it restores the store. Keep only the newest, away from backups
+    Escrow {
+        /// The file; refused when it exists
+        file: PathBuf,
+    },
+}
+
+/// `keys rekey`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("way").required(true).args(["passphrase", "shares", "credential", "no_credential"]))]
+pub struct RekeyArgs {
+    /// A new passphrase; the present one is asked first
+    #[arg(long)]
+    pub passphrase: bool,
+    /// Three new recovery shares; the earlier ones open nothing any more
+    #[arg(long)]
+    pub shares: bool,
+    /// Let the systemd credential that the service loads unseal it at its start
+    #[arg(long)]
+    pub credential: bool,
+    /// Take that way away
+    #[arg(long)]
+    pub no_credential: bool,
+    /// Read the present passphrase from the first line of this file instead of asking
+    #[arg(long, value_name = "FILE", requires = "passphrase")]
+    pub passphrase_file: Option<PathBuf>,
+    /// Read the new passphrase from the first line of this file instead of asking
+    #[arg(long, value_name = "FILE", requires = "passphrase")]
+    pub new_passphrase_file: Option<PathBuf>,
+    /// Write the new shares into this new file instead of showing them
+    #[arg(long, value_name = "FILE", requires = "shares")]
+    pub shares_file: Option<PathBuf>,
+}
+
+/// `client`. A client is named by its identifier (`client_...`), or as its source names it: `PROFILE:NAME`, or `NAME` alone
+/// when one source has it.
+#[derive(Debug, Subcommand)]
+pub enum ClientCommand {
+    /// Erase a client for good: records, keys, everything that learned from them, and every copy in earlier backups
+    Erase {
+        /// Identifier, PROFILE:NAME or NAME
+        client: String,
+        /// Why: asked by the client (GDPR Article 17), end of retention, an order, or taken in by mistake
+        #[arg(long, value_parser = reason)]
+        reason: EraseReason,
+        /// First write the whole record into this folder, as `client export` does
+        #[arg(long, value_name = "DIR")]
+        export: Option<PathBuf>,
+        /// Do not ask again
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Put a client under a legal hold: nothing is erased until it is lifted
+    Hold {
+        /// Identifier, PROFILE:NAME or NAME
+        client: String,
+    },
+    /// Lift a legal hold
+    Release {
+        /// Identifier, PROFILE:NAME or NAME
+        client: String,
+    },
+    /// Write a client's whole record: one JSON object a line, with signed manifest
+    Export {
+        /// Identifier, PROFILE:NAME or NAME
+        client: String,
+        /// Folder for the files; made when it is missing, refused when it is not empty
+        dir: PathBuf,
+    },
+}
+
+fn reason(text: &str) -> Result<EraseReason, String> {
+    let words = EraseReason::ALL.iter().map(|reason| reason.as_str()).collect::<Vec<_>>().join(", ");
+    EraseReason::parse(text).ok_or_else(|| format!("say one of: {words}"))
+}
+
+/// `backup`.
+#[derive(Debug, Subcommand)]
+pub enum BackupCommand {
+    /// Write a backup into a folder, checked before and after; it holds no key
+    Create {
+        /// The folder; made when it is missing
+        dir: PathBuf,
+        /// Only what changed since the newest backup in the folder
+        #[arg(long)]
+        incremental: bool,
+    },
+    /// Restore the present state into a scratch folder, check all of it, and remove it; asks for two recovery shares
+    Drill(SharesArg),
 }
 
 /// `cert`.
@@ -336,6 +481,10 @@ mod tests {
             &["adapter", "import", "dir", "--domain", "poetry"],
             &["audit", "tail", "-n", "10001"],
             &["init", "--passphrase", "secret"],
+            &["keys", "rekey"],
+            &["keys", "rekey", "--shares", "--credential"],
+            &["client", "erase", "x", "--reason", "because"],
+            &["client", "erase", "x"],
             &["ingest"],
         ] {
             let words = ["empathctl"].iter().chain(bad);

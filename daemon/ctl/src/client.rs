@@ -97,6 +97,28 @@ impl Client {
         }
     }
 
+    /// Asks, sends `bytes` in chunks, passes files on, and gives the answer.
+    ///
+    /// # Errors
+    /// As [`Client::ask_files`].
+    pub fn upload_files(
+        &self,
+        request: AdminRequest,
+        mut bytes: &[u8],
+        on_file: &mut dyn FnMut(FilePart) -> Result<(), CtlError>,
+    ) -> Result<AdminReply, CtlError> {
+        let patience = patience(&request);
+        let mut stream = self.connect(patience)?;
+        let length = bytes.len() as u64;
+        let sent = send(&mut stream, &ToDaemon::Request(request))
+            .and_then(|()| send_chunks(&mut stream, &mut bytes, length, &mut |_| ()))
+            .and_then(|()| send(&mut stream, &ToDaemon::End));
+        match sent {
+            Ok(()) => hear(&mut stream, patience, &mut |_| (), on_file),
+            Err(error) => Err(instead(&mut stream, patience, error)),
+        }
+    }
+
     fn connect(&self, patience: Duration) -> Result<UnixStream, CtlError> {
         let stream = UnixStream::connect(&self.socket).map_err(|error| refused(&self.socket, error))?;
         let limits = stream.set_read_timeout(Some(patience)).and_then(|()| stream.set_write_timeout(Some(patience)));
@@ -127,6 +149,9 @@ fn patience(request: &AdminRequest) -> Duration {
             }
         }
         R::AdapterExport { .. } | R::AdapterImport(_) | R::AuditExport => LONG,
+        R::ClientErase { .. } | R::ClientExport { .. } | R::BackupCreate { .. } | R::BackupDrill { .. } => LONG,
+        R::KeysRotate | R::KeysRekey(_) | R::KeysEscrow => LONG,
+        R::UnsealShares { .. } | R::KeysStatus | R::ClientHold { .. } | R::Doctor => QUICK,
         R::Status | R::TrainReport { .. } | R::Init { .. } | R::Unseal { .. } | R::Seal => QUICK,
         R::CertEnroll { .. } | R::CertList | R::CertRevoke { .. } | R::RosterSet { .. } => QUICK,
         R::DatasetList | R::AdapterList | R::AdapterPromote { .. } | R::AdapterRollback | R::AuditTail { .. } => QUICK,

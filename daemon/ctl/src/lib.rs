@@ -15,6 +15,7 @@ pub mod passphrase;
 pub mod progress;
 pub mod render;
 pub mod session;
+mod shares;
 pub mod sources;
 
 pub use client::Client;

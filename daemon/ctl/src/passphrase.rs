@@ -42,7 +42,7 @@ pub fn new(file: Option<&Path>) -> Result<Secret, CtlError> {
     Ok(secret)
 }
 
-fn prompt(question: &str) -> Result<Secret, CtlError> {
+pub(crate) fn prompt(question: &str) -> Result<Secret, CtlError> {
     match rpassword::prompt_password(question) {
         Ok(text) => checked(text),
         Err(_) => Err(CtlError::input(

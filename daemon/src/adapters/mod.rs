@@ -177,6 +177,19 @@ pub(crate) async fn rollback(app: &Arc<App>, draft: AuditDraft) -> Result<Acted,
     Ok(Acted::recorded(AdminReply::Active { adapter: active }))
 }
 
+/// Takes over what an erasure left active, and forgets what was kept of earlier answers.
+pub(crate) async fn after_erasure(app: &Arc<App>, retired: &[AdapterId], active: Option<AdapterId>) {
+    if app.adapters.active().is_some_and(|now| retired.contains(&now)) {
+        switch(app, active).await;
+    }
+    if let Ok(ready) = app.engine.ready() {
+        for id in retired {
+            drop_from(&ready, app.adapters.take_loaded(ready.epoch, Some(*id))).await;
+        }
+    }
+    crate::inference::forget(app).await;
+}
+
 /// From here on answers take this generation; those under way keep theirs until they end.
 async fn switch(app: &Arc<App>, active: Option<AdapterId>) {
     let before = app.adapters.active.send_replace(active);

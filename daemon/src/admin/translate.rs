@@ -3,6 +3,7 @@
 use super::upload::{FilePart, FileSink, ProgressSink, Upload};
 use crate::action::Action;
 use empathd_proto::admin::{AdminRequest, Progress};
+use empathd_proto::keys::MAX_INDEX_BYTES;
 use tokio::sync::mpsc;
 
 /// An action, and where the chunks of its upload go.
@@ -35,6 +36,10 @@ pub(super) fn incoming(request: AdminRequest, upload_bytes_max: u64, outgoing: O
             let action = Action::Ingest { file_name, upload, dry_run, progress };
             return Incoming { action, chunks: Some(chunks) };
         }
+        AdminRequest::BackupCreate { index_bytes } => {
+            let (chunks, index) = Upload::new(index_bytes, MAX_INDEX_BYTES);
+            return Incoming { action: Action::BackupCreate { index, files }, chunks: Some(chunks) };
+        }
         AdminRequest::Status => Action::Status,
         AdminRequest::Init { passphrase } => Action::Init { passphrase },
         AdminRequest::Unseal { passphrase } => Action::Unseal { passphrase },
@@ -55,6 +60,16 @@ pub(super) fn incoming(request: AdminRequest, upload_bytes_max: u64, outgoing: O
         AdminRequest::AuditTail { count } => Action::AuditTail { count },
         AdminRequest::AuditExport => Action::AuditExport { files },
         AdminRequest::AuditVerify { known } => Action::AuditVerify { known, progress },
+        AdminRequest::UnsealShares { shares } => Action::UnsealShares { shares },
+        AdminRequest::KeysStatus => Action::KeysStatus,
+        AdminRequest::KeysRotate => Action::KeysRotate,
+        AdminRequest::KeysRekey(rekey) => Action::KeysRekey(rekey),
+        AdminRequest::KeysEscrow => Action::KeysEscrow { files },
+        AdminRequest::ClientErase { client, reason } => Action::ClientErase { client, reason },
+        AdminRequest::ClientHold { client, held } => Action::ClientHold { client, held },
+        AdminRequest::ClientExport { client } => Action::ClientExport { client, files },
+        AdminRequest::BackupDrill { shares } => Action::BackupDrill { shares },
+        AdminRequest::Doctor => Action::Doctor,
     };
     Incoming { action, chunks: None }
 }

@@ -91,12 +91,37 @@ impl FileSink {
                 None => false,
             };
             if !sent {
-                let detail = "The caller went away before every file was taken.";
-                return Err(Problem::new(ErrorCode::Timeout, detail, "Run the command again with an empty folder."));
+                return Err(gone());
             }
         }
         Ok(())
     }
+}
+
+impl FileSink {
+    /// Sends a file as it is read. It blocks: call it where that may be.
+    ///
+    /// # Errors
+    /// Nobody takes it any more, or it cannot be read.
+    pub fn send_from(&self, path: &str, bytes: u64, from: &mut dyn std::io::Read) -> Result<(), Problem> {
+        let sender = self.0.as_ref().ok_or_else(gone)?;
+        sender.blocking_send(FilePart::Begin { path: path.to_owned(), bytes }).map_err(|_| gone())?;
+        let mut left = bytes;
+        while left > 0 {
+            let mut chunk = vec![0; left.min(CHUNK_BYTES as u64) as usize];
+            from.read_exact(&mut chunk).map_err(|error| {
+                Problem::new(ErrorCode::Storage, format!("A file cannot be read back: {error}."), "Check the disk.")
+            })?;
+            left -= chunk.len() as u64;
+            sender.blocking_send(FilePart::Chunk(chunk)).map_err(|_| gone())?;
+        }
+        Ok(())
+    }
+}
+
+fn gone() -> Problem {
+    let detail = "The caller went away before every file was taken.";
+    Problem::new(ErrorCode::Timeout, detail, "Run the command again with an empty folder.")
 }
 
 /// Where progress of an action goes. Progress that nobody takes in time is dropped: it is never waited for.

@@ -3,6 +3,7 @@
 use crate::action::Action;
 use crate::actor::Actor;
 use crate::app::{App, CertState, Readiness, Reply};
+use empathd_proto::keys::Care;
 use empathd_proto::{AdapterId, Problem};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,6 +28,10 @@ pub(super) trait Appliance: Send + Sync {
     fn adapter(&self) -> Option<AdapterId>;
     /// Sealed records and audit entries; `None` while sealed.
     fn counts(&self) -> Option<(u64, u64)>;
+    /// When copies were last made; `None` while sealed.
+    fn care(&self) -> Option<Care> {
+        None
+    }
     /// The newest audit checkpoint as a header value.
     fn checkpoint_note(&self) -> Option<String>;
     /// Milliseconds since the Unix epoch.
@@ -60,6 +65,10 @@ impl Appliance for Arc<App> {
 
     fn counts(&self) -> Option<(u64, u64)> {
         App::counts(self)
+    }
+
+    fn care(&self) -> Option<Care> {
+        App::care(self)
     }
 
     fn checkpoint_note(&self) -> Option<String> {

@@ -11,6 +11,7 @@ use empathd_proto::AdapterId;
 use empathd_proto::Problem;
 use empathd_proto::admin::EngineState;
 use empathd_proto::chat::{FinishReason, Usage};
+use empathd_proto::keys::Care;
 use hyper::StatusCode;
 use hyper::header::CONTENT_TYPE;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
@@ -89,6 +90,9 @@ const ALL: &[(Kind, &str, &str)] = &[
     (Counter, "empathd_scrub_rounds_total", "times that the whole store was"),
     (Counter, "empathd_scrub_findings_total", "values and chunks that did not authenticate"),
     (Gauge, "empathd_scrub_findings", "those of the last whole round or the one under way"),
+    (Gauge, "empathd_backup_last_timestamp_seconds", "when the last backup was made"),
+    (Gauge, "empathd_drill_last_timestamp_seconds", "when a restore was last tried"),
+    (Gauge, "empathd_key_file_due", "whether a new key file has to be made"),
     (Gauge, "process_resident_memory_bytes", "memory of the daemon"),
     (Gauge, "empathd_build_info", "release of the daemon"),
 ];
@@ -260,16 +264,22 @@ pub(super) async fn read(
 /// Everything counted so far, and the values that are looked up when somebody reads them.
 fn render(door: &Door) -> String {
     let ready = door.appliance.readiness().engine == EngineState::Ready;
-    look_up(ready, door.appliance.counts());
+    look_up(ready, door.appliance.counts(), door.appliance.care());
     install().render() + &adapter_info(door.appliance.adapter())
 }
 
-fn look_up(ready: bool, counts: Option<(u64, u64)>) {
+fn look_up(ready: bool, counts: Option<(u64, u64)>, care: Option<Care>) {
     gauge!("empathd_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge!("empathd_engine_up").set(f64::from(u8::from(ready)));
     if let Some((records, audit_entries)) = counts {
         gauge!("empathd_records").set(records as f64);
         gauge!("empathd_audit_entries").set(audit_entries as f64);
+    }
+    if let Some(care) = care {
+        let seconds = |at_ms: Option<u64>| at_ms.unwrap_or(0) as f64 / 1000.0;
+        gauge!("empathd_backup_last_timestamp_seconds").set(seconds(care.backup_at_ms));
+        gauge!("empathd_drill_last_timestamp_seconds").set(seconds(care.drill.map(|drill| drill.at_ms)));
+        gauge!("empathd_key_file_due").set(f64::from(u8::from(care.key_file_due.is_some())));
     }
     if let Some(bytes) = resident_bytes() {
         gauge!("process_resident_memory_bytes").set(bytes as f64);
@@ -363,7 +373,7 @@ mod tests {
         let before = ServingStatus { expert_chosen: vec![7, 7], steps: 5, ..ServingStatus::default() };
         let now = ServingStatus { expert_chosen: vec![9, 1], steps: 8, ..ServingStatus::default() };
         measure::engine(&before, &now);
-        look_up(true, Some((1, 2)));
+        look_up(true, Some((1, 2)), Some(Care::default()));
     }
 
     #[test]

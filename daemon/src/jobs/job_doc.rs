@@ -6,7 +6,7 @@ use empathd_proto::engine::TrainSpec;
 use empathd_proto::ids::{AdapterId, BlobId, DatasetId, JobId};
 use empathd_proto::problem::Problem;
 use empathd_proto::report::{JobState, TrainProgress, TrainStatus};
-use empathd_store::{AuditDraft, DocKind, Reader, Store, Writer};
+use empathd_store::{AuditDraft, DocKind, Reader, Store, WriteError, Writer};
 use serde::{Deserialize, Serialize};
 
 /// A training job.
@@ -103,6 +103,27 @@ pub(crate) fn all(store: &Store) -> Result<Vec<JobDoc>, Problem> {
     let mut jobs: Vec<JobDoc> = docs.iter().map(|(_, body)| decode(body)).collect::<Result<_, _>>()?;
     jobs.sort_by_key(|job| (job.started_at_ms, job.id));
     Ok(jobs)
+}
+
+/// Throws away the checkpoints of jobs that learned from these cuts; they end as failed. Gives their number.
+pub(crate) fn forget_lessons(
+    writer: &mut Writer<'_>,
+    jobs: Vec<JobDoc>,
+    cuts: &[DatasetId],
+) -> Result<u64, WriteError> {
+    let unfinished = |job: &JobDoc| !matches!(job.state, JobState::Finished) && cuts.contains(&job.dataset);
+    let mut dropped = 0;
+    for mut job in jobs.into_iter().filter(unfinished) {
+        if let Some((_, blob)) = job.checkpoint.take() {
+            writer.drop_blob(blob)?;
+            dropped += 1;
+        }
+        job.state = JobState::Failed;
+        job.error = Some("What it learned from was erased; cut the records again.".to_owned());
+        let unwritable = |_| WriteError::Integrity("a job could not be written");
+        job.put(writer).map_err(unwritable)?;
+    }
+    Ok(dropped)
 }
 
 /// Jobs as the first release kept them.

@@ -8,7 +8,7 @@ pub mod examples;
 mod gate;
 pub(crate) mod import;
 pub(crate) mod ingest;
-mod job_doc;
+pub(crate) mod job_doc;
 pub(crate) mod report;
 pub(crate) mod roster;
 pub(crate) mod train;

@@ -1,4 +1,4 @@
-//! Proofs that take long or need foreign programs: `cargo test -p empathd-model --release --test slow -- --ignored`. What each
+//! Proofs that take long or need foreign programs: `cargo test -p empathd-model --test slow -- --ignored`. What each
 //! needs is in its word for being ignored.
 #![expect(clippy::unwrap_used, reason = "what cannot be prepared fails the proof that needs it")]
 

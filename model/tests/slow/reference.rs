@@ -72,9 +72,30 @@ fn memory(line: &str) -> f64 {
     1024.0 * found.trim().trim_end_matches(" kB").parse::<f64>().unwrap()
 }
 
+/// Set in a process that runs one test, whose memory is then its own.
+const ALONE: &str = "EMPATHD_TEST_ALONE";
+
+#[expect(clippy::disallowed_methods, reason = "how a process of this test knows that it is one")]
+fn is_alone() -> bool {
+    std::env::var_os(ALONE).is_some()
+}
+
+/// Runs one test in a process of its own.
+fn alone(test: &str) {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "--nocapture", test]).env(ALONE, "1");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    print!("{said}");
+    assert!(output.status.success() && said.contains("1 passed"), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 #[ignore = "slow; needs the reference model in the cache"]
 fn a_document_as_long_as_the_context_trains_in_the_foretold_memory() {
+    if !is_alone() {
+        return alone("reference::a_document_as_long_as_the_context_trains_in_the_foretold_memory");
+    }
     let model = model(&ServingSpec::default());
     let (mixture, mut gradients) = (mixture(&model), model.gradients(2).unwrap());
     let batch = document(LONG, model.config().vocab);

@@ -75,6 +75,30 @@ words! {
         AdapterImport = "adapter_import",
         /// The trail left the appliance as files.
         AuditExport = "audit_export",
+        /// State of keys and copies was asked for.
+        KeysStatus = "keys_status",
+        /// A new epoch of keys began.
+        KeysRotate = "keys_rotate",
+        /// A way in was exchanged, made or taken away.
+        KeysRekey = "keys_rekey",
+        /// A key file was made.
+        KeysEscrow = "keys_escrow",
+        /// A client was erased.
+        ClientErase = "client_erase",
+        /// A client was put under a legal hold.
+        ClientHold = "client_hold",
+        /// A legal hold was lifted.
+        ClientRelease = "client_release",
+        /// A client's whole record left the appliance.
+        ClientExport = "client_export",
+        /// A backup was made and checked.
+        BackupCreate = "backup_create",
+        /// A backup was restored into a scratch folder and checked.
+        BackupDrill = "backup_drill",
+        /// The store came out of a backup.
+        Restore = "restore",
+        /// The checklist was asked for.
+        Doctor = "doctor",
     }
 
     /// What kind of caller it was.

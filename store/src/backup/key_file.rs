@@ -5,13 +5,14 @@ use crate::audit::AuditDraft;
 use crate::envelope::Key;
 use crate::error::{KeyError, ReadError, WriteError};
 use crate::format;
-use crate::keyring::{Epoch, shares_seed};
+use crate::keyring::{Epoch, UnlockSource, shares_seed};
 use crate::keys::derive;
 use crate::reader::Reader;
 use crate::recipient::{Boxed, Opener, Recipient};
 use crate::shares::RecoveryShare;
 use crate::store::Store;
 use crate::tables::{Row, Table};
+use crate::writer::Writer;
 use empathd_proto::StoreId;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
@@ -62,7 +63,22 @@ impl Store {
     /// # Errors
     /// [`KeyError::Unfit`] when there are no recovery shares yet.
     pub fn key_file(&self, audit: AuditDraft) -> Result<Vec<u8>, KeyError> {
-        self.record_audit(&[audit])?;
+        self.key_file_and(audit, |_| Ok(()))
+    }
+
+    /// As [`Store::key_file`], with what `also` changes in the transaction of the entry.
+    ///
+    /// # Errors
+    /// As [`Store::key_file`], and those of `also`.
+    pub fn key_file_and(
+        &self,
+        audit: AuditDraft,
+        also: impl FnOnce(&mut Writer<'_>) -> Result<(), WriteError>,
+    ) -> Result<Vec<u8>, KeyError> {
+        if !self.unlock_sources().contains(&UnlockSource::Shares) {
+            return Err(KeyError::Unfit("there are no recovery shares yet; have them made first"));
+        }
+        self.change(audit, |writer, _| also(writer))?;
         let opened = self.ready_alone()?;
         let root = opened.keys.root();
         let keyring = self.keyring().map_err(WriteError::from)?;

@@ -81,6 +81,16 @@ impl Store {
     /// # Errors
     /// [`WriteError::Invalid`] for an index that is not of this store, and those of the disk and of integrity.
     pub fn backup(&self, out: &mut dyn Write, since: Option<&[u8]>, audit: AuditDraft) -> Result<Backup, WriteError> {
+        let backup = self.write_backup(out, since, audit.at_ms)?;
+        self.record_audit(&[AuditDraft { count: backup.counts.rows, ..audit }])?;
+        Ok(backup)
+    }
+
+    /// As [`Store::backup`], without an entry: whoever has checked what was written records it.
+    ///
+    /// # Errors
+    /// As [`Store::backup`].
+    pub fn write_backup(&self, out: &mut dyn Write, since: Option<&[u8]>, at_ms: u64) -> Result<Backup, WriteError> {
         let alone = self.ready_alone()?;
         let since = since.map(|bytes| Index::open(bytes, &alone.keys)).transpose()?;
         let reader = Reader::new(&alone, &self.dir, alone.snapshot()?);
@@ -93,13 +103,10 @@ impl Store {
         let opened: &Opened = &shared;
         let reader = Reader::new(opened, &self.dir, snapshot);
         let name = crate::entropy::array(&*self.entropy);
-        let written = write(&reader, out, name, since, &links, audit.at_ms);
+        let written = write(&reader, out, name, since, &links, at_ms);
         drop(reader);
         drop(shared);
-        let backup = written?;
-        let count = backup.counts.rows;
-        self.record_audit(&[AuditDraft { count, ..audit }])?;
-        Ok(backup)
+        written
     }
 
     /// Reads a backup of this store to its end and authenticates every byte.

@@ -50,26 +50,29 @@ pub(super) fn verify(session: &mut Session<'_>, folder: &Path, key: Option<&str>
             "the key below, which was not given: compare it with the clinic's"
         };
         format!(
-            "Every one of {} files is as it was signed with {known}.\n\n  adapter    {}\n  signed by  {}\n",
-            checked.files, checked.adapter, checked.public_key
+            "Every one of {} files is as it was signed with {known}.\n\n  of         {}{}\n  signed by  {}\n",
+            checked.files, checked.adapter, checked.client, checked.public_key
         )
     })
 }
 
 /// What a good folder is.
 #[derive(Debug, Serialize)]
-struct Checked {
+pub(super) struct Checked {
     verified: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
     adapter: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) client: String,
     /// Manifest and signature included.
-    files: usize,
+    pub(super) files: usize,
     public_key: String,
     /// Whether the caller named the key.
     key_known: bool,
 }
 
 /// Holds a folder against its manifest, and the manifest against its signature and the key.
-fn check(folder: &Path, key: Option<&str>) -> Result<Checked, CtlError> {
+pub(super) fn check(folder: &Path, key: Option<&str>) -> Result<Checked, CtlError> {
     let manifest = read(&folder.join(MANIFEST), MAX_MANIFEST_BYTES)?;
     let signature = read(&folder.join(SIGNATURE), MAX_MANIFEST_BYTES)?;
     let index = Index::open(&manifest, &signature).map_err(|error| broken(&error.to_string()))?;
@@ -87,8 +90,9 @@ fn check(folder: &Path, key: Option<&str>) -> Result<Checked, CtlError> {
     if let Some(stranger) = there.iter().find(known) {
         return Err(broken(&format!("{stranger} is not in the manifest")));
     }
-    let (adapter, public_key) = (index.adapter, index.signed_by.public_key);
-    Ok(Checked { verified: true, adapter, files: there.len(), public_key, key_known: key.is_some() })
+    let Index { adapter, client, signed_by, .. } = index;
+    let public_key = signed_by.public_key;
+    Ok(Checked { verified: true, adapter, client, files: there.len(), public_key, key_known: key.is_some() })
 }
 
 /// Every file below `folder`, by its path below `root`.

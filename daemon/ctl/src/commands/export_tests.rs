@@ -19,7 +19,8 @@ fn frames(paths: &[&str]) -> Vec<Vec<u8>> {
     let content = |path: &str| format!("content of {path}").into_bytes();
     let signed_by = Signer::new(key.verifying_key().as_bytes());
     let files = paths.iter().map(|path| ((*path).to_owned(), FileFacts::of(&content(path)))).collect();
-    let index = Index { schema: SCHEMA, adapter: ID.to_string(), signed_by: signed_by.clone(), files };
+    let index =
+        Index { schema: SCHEMA, adapter: ID.to_string(), client: String::new(), signed_by: signed_by.clone(), files };
     let manifest = serde_json::to_vec(&index).expect("written");
     let signature = key.sign(&manifest).to_bytes().to_vec();
     let mut all: Vec<(String, Vec<u8>)> = paths.iter().map(|path| ((*path).to_owned(), content(path))).collect();

@@ -71,7 +71,10 @@ fn hear(stream: &mut UnixStream, sender: &Sender<ToDaemon>, patient: bool) {
     let upload = matches!(
         request,
         ToDaemon::Request(
-            AdminRequest::Ingest { .. } | AdminRequest::RosterSet { .. } | AdminRequest::AdapterImport(_)
+            AdminRequest::Ingest { .. }
+                | AdminRequest::RosterSet { .. }
+                | AdminRequest::AdapterImport(_)
+                | AdminRequest::BackupCreate { .. }
         )
     );
     sender.send(request).expect("noted");

@@ -3,7 +3,11 @@
 
 mod adapter;
 mod audit;
+mod backup;
 pub(crate) mod cert;
+mod clients;
+#[cfg(test)]
+mod copies_tests;
 mod dataset;
 mod export;
 #[cfg(test)]
@@ -12,6 +16,7 @@ mod export_tests;
 pub(crate) mod fake;
 mod import;
 pub(crate) mod ingest;
+mod keys;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -30,8 +35,8 @@ use clap::CommandFactory;
 pub fn run(session: &mut Session<'_>, command: Command) -> Result<(), CtlError> {
     match command {
         Command::Status => store::status(session),
-        Command::Init(from) => store::init(session, from.passphrase_file.as_deref()),
-        Command::Unseal(from) => store::unseal(session, from.passphrase_file.as_deref()),
+        Command::Init(args) => store::init(session, &args),
+        Command::Unseal(args) => store::unseal(session, &args),
         Command::Seal => store::seal(session),
         Command::Cert(command) => cert::run(session, command),
         Command::Roster(command) => ingest::roster(session, command),
@@ -40,6 +45,10 @@ pub fn run(session: &mut Session<'_>, command: Command) -> Result<(), CtlError> 
         Command::Train(command) => train::run(session, command),
         Command::Adapter(command) => adapter::run(session, command),
         Command::Audit(command) => audit::run(session, command),
+        Command::Keys(command) => keys::run(session, command),
+        Command::Client(command) => clients::run(session, command),
+        Command::Backup(command) => backup::run(session, command),
+        Command::Doctor => keys::doctor(session),
         Command::Completions { shell } => completions(session, shell),
     }
 }

@@ -1,18 +1,22 @@
 //! `status`, `init`, `unseal`, `seal`: the store as a whole.
 
 use crate::checkpoint;
+use crate::cli::{InitArgs, UnsealArgs};
 use crate::error::CtlError;
 use crate::passphrase;
 use crate::render;
 use crate::session::Session;
+use crate::shares;
 use empathd_proto::admin::{AdminReply, AdminRequest, SealState, StatusReport};
+use empathd_proto::keys::Papers;
 use empathd_proto::{ErrorCode, Problem, StoreId};
 use serde::Serialize;
-use std::path::Path;
 
 #[derive(Serialize)]
 struct Created {
     store: StoreId,
+    /// Absent when they were written into a file.
+    shares: Option<Papers>,
     #[serde(flatten)]
     status: StatusReport,
 }
@@ -23,35 +27,48 @@ pub(super) fn status(session: &mut Session<'_>) -> Result<(), CtlError> {
     check(session, &status)
 }
 
-pub(super) fn init(session: &mut Session<'_>, file: Option<&Path>) -> Result<(), CtlError> {
+pub(super) fn init(session: &mut Session<'_>, args: &InitArgs) -> Result<(), CtlError> {
     // Asked first, so that nobody thinks up a passphrase for nothing.
     if ask_status(session)?.state != SealState::Uninitialised {
         return Err(refuse(ErrorCode::Conflict, "The appliance has a store already.", "empathctl unseal"));
     }
-    let passphrase = passphrase::new(file)?;
-    let AdminReply::Initialised { store } = session.ask(AdminRequest::Init { passphrase })? else {
+    let mut paper = args.shares_file.as_deref().map(shares::Paper::create).transpose()?;
+    let passphrase = passphrase::new(args.passphrase.passphrase_file.as_deref())?;
+    let AdminReply::Initialised { store, shares } = session.ask(AdminRequest::Init { passphrase })? else {
         return Err(CtlError::UnexpectedReply);
     };
+    // First of all: they exist nowhere else.
+    let shares = match &mut paper {
+        Some(paper) => paper.write(&shares).map(|()| None)?,
+        None => Some(shares),
+    };
+    let text = shares.as_ref().map_or_else(String::new, |shares| format!("{}\n", shares::page(shares).expose()));
     let status = ask_status(session)?;
-    check(session, &status)?;
-    let created = Created { store, status };
+    let checked = check(session, &status);
+    let created = Created { store, shares, status };
     session.show(&created, |_| {
         format!(
-            "Created {store}.\nKeep the passphrase safe: without it nobody can ever open the records.\n\n{}",
+            "Created {store}.\nKeep the passphrase safe: it is asked at every start.\n\n{text}{}",
             render::status::screen(&created.status)
         )
-    })
+    })?;
+    checked
 }
 
-pub(super) fn unseal(session: &mut Session<'_>, file: Option<&Path>) -> Result<(), CtlError> {
+pub(super) fn unseal(session: &mut Session<'_>, args: &UnsealArgs) -> Result<(), CtlError> {
     match ask_status(session)?.state {
         SealState::Uninitialised => {
             return Err(refuse(ErrorCode::NotInitialised, "The appliance has no store yet.", "empathctl init"));
         }
         SealState::Unsealed => session.note("The store is unsealed already."),
         SealState::Sealed => {
-            let passphrase = passphrase::existing(file)?;
-            let AdminReply::Ok = session.ask(AdminRequest::Unseal { passphrase })? else {
+            let request = if args.shares || !args.shares_from.shares_file.is_empty() {
+                AdminRequest::UnsealShares { shares: shares::given(&args.shares_from.shares_file)? }
+            } else {
+                let passphrase = passphrase::existing(args.passphrase.passphrase_file.as_deref())?;
+                AdminRequest::Unseal { passphrase }
+            };
+            let AdminReply::Ok = session.ask(request)? else {
                 return Err(CtlError::UnexpectedReply);
             };
         }

@@ -52,6 +52,7 @@ fn status(state: SealState, size: Option<u64>) -> AdminReply {
         serving: None,
         embedder: EmbedderState::None,
         embedder_problem: None,
+        care: None,
         uptime_s: 1,
         scrub: None,
     })
@@ -76,7 +77,7 @@ fn json(text: &str) -> serde_json::Value {
 fn init_creates_and_keeps_the_first_checkpoint() {
     let fake = Fake::replies([
         status(SealState::Uninitialised, None),
-        AdminReply::Initialised { store: STORE },
+        AdminReply::Initialised { store: STORE, shares: super::copies_tests::papers() },
         status(SealState::Unsealed, Some(1)),
     ]);
     let file = fake.folder.path().join("passphrase");
@@ -87,6 +88,7 @@ fn init_creates_and_keeps_the_first_checkpoint() {
     assert_eq!(document["schema"], 1);
     assert_eq!(document["store"], STORE.to_string());
     assert_eq!(document["state"], "unsealed");
+    assert_eq!(document["shares"][1], "BBBB");
     assert!(!ran.out.contains("twelve") && !ran.notes.contains("twelve"));
     let received = fake.received();
     let [_, ToDaemon::Request(AdminRequest::Init { passphrase }), _] = &received[..] else { panic!("{received:?}") };

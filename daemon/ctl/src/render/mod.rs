@@ -5,6 +5,7 @@ pub(crate) mod adapter;
 pub(crate) mod audit;
 pub(crate) mod cert;
 pub(crate) mod chart;
+pub(crate) mod copies;
 pub(crate) mod dataset;
 pub(crate) mod ingest;
 pub(crate) mod report;

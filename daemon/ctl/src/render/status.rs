@@ -1,5 +1,6 @@
 //! The status screen: where each part stands, and one thing to do next.
 
+use super::copies;
 use super::table::facts;
 use super::words::{count, duration};
 use empathd_proto::admin::{EmbedderState, EngineState, ScrubReport, SealState, StatusReport};
@@ -35,6 +36,9 @@ fn lines(status: &StatusReport) -> Vec<(&'static str, String)> {
             "adapter",
             status.adapter.map_or_else(|| "none, the base model answers".into(), |id| id.to_string()),
         ));
+    }
+    if let Some(care) = &status.care {
+        lines.push(("copies", copies::in_a_line(care)));
     }
     if let Some(job) = &status.train {
         lines.push(("training", training(job)));
@@ -132,6 +136,9 @@ fn next(status: &StatusReport) -> String {
             "Next: systemctl restart empathd-engine; answers under way are finished after it".into()
         }
         (_, EngineState::Loading) => "Next: wait a moment, then empathctl status".into(),
+        _ if status.care.as_ref().is_some_and(|care| care.erasure_at_ms.is_some() && care.key_file_due.is_some()) => {
+            "Next: empathctl keys escrow FILE, then destroy every older key file".into()
+        }
         _ if running => "Next: empathctl train status --follow".into(),
         _ if paused => "Next: empathctl train start goes on with the paused job".into(),
         _ if status.records == Some(0) => "Next: empathctl cert enroll NAME --out DIR; empathctl ingest FILE...".into(),
@@ -162,6 +169,7 @@ mod tests {
             serving: None,
             embedder: EmbedderState::None,
             embedder_problem: None,
+            care: None,
             uptime_s: 4,
             scrub: None,
         }

@@ -1,0 +1,4 @@
+//! Fuzzer of the entrance `key_file`; its body is in `tests/src/fuzz.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| empathd_fuzz::run("key_file", bytes));
