@@ -138,8 +138,7 @@ fn serve(file: &std::path::Path) -> anyhow::Result<ExitCode> {
 /// A crash writes no memory to the disk, and no other process of this user may look into this one. A trial stays open for
 /// whoever wants to look.
 fn forbid_core_dumps() -> anyhow::Result<()> {
-    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
-    rustix::process::setrlimit(rustix::process::Resource::Core, none).context("core dumps cannot be forbidden")?;
+    // The unit sets the limit of core files to nothing; its filter would not let this program do it.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .context("core dumps cannot be forbidden")
 }
